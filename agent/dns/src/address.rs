@@ -39,8 +39,8 @@ pub fn ensure(roots: &Roots, addresses: &[IpAddr]) -> Result<(), Error> {
     ours.extend(addresses);
     ours.sort_unstable();
     ours.dedup();
-    // The file is written first: if the process ends between the two steps, no address is left that
-    // nobody removes.
+    // The file is written first: if the process ends between the two steps, no address stays on `lo` without an
+    // entry in the file.
     let path = roots.dns_addresses_file();
     let text = serde_json::to_vec(&ours).map_err(|e| Error::File { path: path.clone(), source: e.into() })?;
     berth_sys::fs::write_atomic(&path, &text, 0o600).map_err(|source| Error::State { path, source })?;

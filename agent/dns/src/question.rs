@@ -67,7 +67,7 @@ pub struct Answer {
     pub authorities: Vec<Record>,
     /// The additional section, left out if it does not fit.
     pub additionals: Vec<Record>,
-    /// The upstream's answer was truncated (TC). A client by UDP is told so.
+    /// The upstream's answer was truncated (TC). A client by UDP gets TC as well.
     pub truncated: bool,
 }
 

@@ -50,7 +50,7 @@ pub struct NodeConfig {
     pub roots: Roots,
     /// The id of the current boot.
     pub boot: BootId,
-    /// The facts of the node, read anew at each use.
+    /// The facts of the node, read again at each use.
     pub node: watch::Receiver<Arc<NodeInfo>>,
     /// The most processes that a pod may have. `None` sets no limit.
     pub pids_limit: Option<i64>,

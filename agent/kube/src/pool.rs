@@ -209,7 +209,7 @@ impl Pool {
         };
         if close {
             tracing::warn!(
-                "the node's lease was not renewed twice; all connections to the API server are made anew"
+                "the node's lease was not renewed twice; all connections to the API server are made again"
             );
             self.close_all();
         }
@@ -387,7 +387,7 @@ impl Shared {
                 state.identity = Arc::new(identity);
                 if !shared {
                     tracing::info!(
-                        "the identity has changed; all connections to the API server are made anew"
+                        "the identity has changed; all connections to the API server are made again"
                     );
                     state.cut_all();
                 }
@@ -397,7 +397,7 @@ impl Shared {
                 if state.identity_problem.as_ref() != Some(&text) {
                     tracing::warn!(
                         error = text,
-                        "cannot read the identity anew; the last one is used further"
+                        "cannot read the identity again; the last one is used further"
                     );
                 }
                 state.identity_problem = Some(text);

@@ -131,7 +131,7 @@ fn egress_is_masqueraded_except_to_pods_and_exempt_networks() {
     let node = Node::with_plugin("masq");
     let outside = Netns::unique("outside").unwrap();
     for (netns, args) in [
-        (&node.host, format!("link add up0 type veth peer name up0 netns {}", outside.0).as_str()),
+        (&node.host, format!("link add up0 type veth peer name up0 netns {}", outside.name()).as_str()),
         (&node.host, "addr add 203.0.113.1/24 dev up0"),
         (&node.host, "addr add 2001:db8:2::1/64 dev up0 nodad"),
         (&node.host, "link set up0 up"),

@@ -254,7 +254,7 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
     /// Publishes notices, ids and names. Returns the times of the next attempts.
     fn publish(&mut self, notices: Vec<Notice>, now: Boottime) -> impl Iterator<Item = Boottime> {
         for notice in notices {
-            self.node.tell(&notice);
+            self.node.notify(&notice);
             self.ids.changed();
         }
         let Engine { node, reconciler, services, slices, .. } = self;

@@ -10,7 +10,7 @@ use berth_core::{
     status::PodStatus,
 };
 use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, PodDevice, V4, V6};
-use berth_ebpf_loader::{Role, StalePeer};
+use berth_ebpf_loader::{DeviceRole, StalePeer};
 use std::{
     collections::{BTreeMap, HashSet},
     error::Error,
@@ -106,7 +106,7 @@ pub trait ServiceInputs {
     ) -> Result<(), Cause>;
 
     /// Reports a notice to the owner of a Service.
-    fn tell(&mut self, notice: &Notice);
+    fn notify(&mut self, notice: &Notice);
 
     /// Reports the health of the data plane after a change.
     fn health(&mut self, health: &DatapathHealth);
@@ -153,7 +153,7 @@ pub struct Device {
 
 /// Result of an attachment.
 #[derive(Debug)]
-pub enum Attachment {
+pub enum AttachOutcome {
     /// The programs are attached.
     Done,
     /// The device was deleted meanwhile.
@@ -194,10 +194,10 @@ pub trait DatapathBackend {
     ///
     /// # Errors
     /// The pins cannot be read.
-    fn attached(&mut self) -> Result<BTreeMap<u32, Option<Role>>, Cause>;
+    fn attached(&mut self) -> Result<BTreeMap<u32, Option<DeviceRole>>, Cause>;
 
     /// Attaches programs to devices. Each device may take some ten milliseconds.
-    fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)>;
+    fn attach(&mut self, devices: &[(u32, DeviceRole)]) -> Vec<(u32, DeviceRole, AttachOutcome)>;
 
     /// Detaches a device's programs. For a deleted device, which has taken its programs along, the call
     /// succeeds.

@@ -8,9 +8,11 @@ mod dead;
 mod devices;
 mod tables;
 
-use crate::{Attachment, Cause, DatapathBackend, HostNetwork, PodNetwork, veth_pair};
+use crate::{AttachOutcome, Cause, DatapathBackend, HostNetwork, PodNetwork, veth_pair};
 use berth_core::{ids::PodUid, roots::Roots};
-use berth_ebpf_loader::{self as loader, Access, Datapath, Pins, Place, Prepared, Role, Sizes, StalePeer};
+use berth_ebpf_loader::{
+    self as loader, Access, Datapath, DeviceRole, Pins, Place, Prepared, Sizes, StalePeer,
+};
 pub use devices::{DeviceEvents, read_network};
 use std::{
     collections::{BTreeMap, HashSet},
@@ -92,7 +94,7 @@ pub struct LinuxDatapath<H> {
     pins: Pins,
     host: H,
     /// The last returned host network.
-    told: Option<Arc<HostNetwork>>,
+    last_host: Option<Arc<HostNetwork>>,
     /// Deadline of the next load.
     loading: Duration,
     /// Whether this build's programs are pinned.
@@ -107,7 +109,16 @@ impl<H: FnMut() -> Arc<HostNetwork>> LinuxDatapath<H> {
     pub fn new(cfg: LinuxDatapathConfig, host: H) -> LinuxDatapath<H> {
         let pins = Pins::new(&cfg.roots.bpf_pins);
         let loading = LOADING;
-        LinuxDatapath { cfg, pins, host, told: None, loading, prepared: false, attached: false, blind: false }
+        LinuxDatapath {
+            cfg,
+            pins,
+            host,
+            last_host: None,
+            loading,
+            prepared: false,
+            attached: false,
+            blind: false,
+        }
     }
 
     /// The maps of another build, where their layout is the wanted one. The attached programs answer from
@@ -201,30 +212,30 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
 
     fn host_network(&mut self) -> Option<Arc<HostNetwork>> {
         let now = (self.host)();
-        if self.told.as_ref() == Some(&now) {
+        if self.last_host.as_ref() == Some(&now) {
             return None;
         }
-        self.told = Some(Arc::clone(&now));
+        self.last_host = Some(Arc::clone(&now));
         Some(now)
     }
 
-    fn attached(&mut self) -> Result<BTreeMap<u32, Option<Role>>, Cause> {
+    fn attached(&mut self) -> Result<BTreeMap<u32, Option<DeviceRole>>, Cause> {
         let mut places: BTreeMap<u32, HashSet<Place>> = BTreeMap::new();
         for link in loader::devices(&self.pins)?.into_iter().filter(|link| link.live) {
             places.entry(link.ifindex).or_default().insert(link.place);
         }
         let role = |places: HashSet<Place>| {
-            [Role::Pod, Role::Uplink].into_iter().find(|role| places == role.places().into())
+            [DeviceRole::Pod, DeviceRole::Uplink].into_iter().find(|role| places == role.places().into())
         };
         Ok(places.into_iter().map(|(index, places)| (index, role(places))).collect())
     }
 
-    fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)> {
+    fn attach(&mut self, devices: &[(u32, DeviceRole)]) -> Vec<(u32, DeviceRole, AttachOutcome)> {
         let mut done = Vec::with_capacity(devices.len());
         for part in devices.chunks(TOGETHER) {
             let pins = &self.pins;
             std::thread::scope(|scope| {
-                let start = |(index, role): (u32, Role)| {
+                let start = |(index, role): (u32, DeviceRole)| {
                     let attach = move || loader::attach_device(pins, index, role);
                     (index, role, std::thread::Builder::new().spawn_scoped(scope, attach))
                 };
@@ -240,11 +251,11 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
             });
         }
         let there = |index| devices::name(index).is_some();
-        let judge = |(index, role, attached): (u32, Role, Result<(), Cause>)| {
+        let judge = |(index, role, attached): (u32, DeviceRole, Result<(), Cause>)| {
             let attachment = match attached {
-                Ok(()) => Attachment::Done,
-                Err(_) if !there(index) => Attachment::Gone,
-                Err(cause) => Attachment::Failed(cause),
+                Ok(()) => AttachOutcome::Done,
+                Err(_) if !there(index) => AttachOutcome::Gone,
+                Err(cause) => AttachOutcome::Failed(cause),
             };
             (index, role, attachment)
         };

@@ -34,7 +34,7 @@ pub use host_network::{
     DefaultRoute, HostNetwork, HostNetworkConfig, KernelNetwork, LinkLayer, NetworkProblem, Uplink,
 };
 pub use interfaces::{
-    Attachment, Cause, DatapathBackend, DatapathHealth, Device, NodeTables, ObservedPod, PodNetwork,
+    AttachOutcome, Cause, DatapathBackend, DatapathHealth, Device, NodeTables, ObservedPod, PodNetwork,
     ServiceInputs, SourceChanges,
 };
 pub use kernel::{

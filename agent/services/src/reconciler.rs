@@ -98,7 +98,7 @@ struct Entry {
     slices: BTreeMap<PodKey, Arc<EndpointSlice>>,
     v4: Vec<Numbered>,
     v6: Vec<Numbered>,
-    told: Vec<crate::NoticeReason>,
+    notified: Vec<crate::NoticeReason>,
 }
 
 /// Table reconciler of both address families: the wanted objects, the ids of Service ports and a mirror of
@@ -315,7 +315,7 @@ impl TableReconciler {
     pub fn notices(&self) -> impl Iterator<Item = Notice> {
         let compiled = self.entries.iter().flat_map(|(key, entry)| {
             let uid = entry.service.as_ref().map(|s| Arc::clone(&s.uid)).unwrap_or_default();
-            entry.told.iter().map(move |why| Notice {
+            entry.notified.iter().map(move |why| Notice {
                 service: key.clone(),
                 uid: Arc::clone(&uid),
                 why: why.clone(),
@@ -353,10 +353,10 @@ impl TableReconciler {
         };
         entry.v4 = self.v4.set(&owner, mem::take(&mut entry.v4), wanted.v4, &mut self.ids, &mut self.stale);
         entry.v6 = self.v6.set(&owner, mem::take(&mut entry.v6), wanted.v6, &mut self.ids, &mut self.stale);
-        for why in wanted.notices.iter().filter(|w| !entry.told.contains(w)) {
+        for why in wanted.notices.iter().filter(|w| !entry.notified.contains(w)) {
             self.notices.push(Notice { service: key.clone(), uid: Arc::clone(&owner.uid), why: why.clone() });
         }
-        entry.told = wanted.notices;
+        entry.notified = wanted.notices;
         if entry.service.is_none() && entry.slices.is_empty() {
             self.entries.remove(key);
         }

@@ -87,13 +87,13 @@ pub fn route_device(to: IpAddr) -> io::Result<Option<u32>> {
     asked.header.address_family = family;
     asked.header.destination_prefix_length = length;
     asked.attributes.push(RouteAttribute::Destination(destination));
-    let told = match route_request(RouteNetlinkMessage::GetRoute(asked), 0, DEADLINE_S) {
+    let messages = match route_request(RouteNetlinkMessage::GetRoute(asked), 0, DEADLINE_S) {
         Err(e) if matches!(e.raw_os_error(), Some(nix::libc::ENETUNREACH | nix::libc::EHOSTUNREACH)) => {
             return Ok(None);
         }
-        told => told?,
+        messages => messages?,
     };
-    let routes = told.iter().filter_map(|message| match message {
+    let routes = messages.iter().filter_map(|message| match message {
         RouteNetlinkMessage::NewRoute(route) => Some(&route.attributes),
         _ => None,
     });
@@ -138,7 +138,7 @@ impl RouteEvents {
     /// # Errors
     /// Notifications were lost (`ENOBUFS`) or malformed. Any link, address or route may have changed then.
     pub fn drain(&self) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let (mut told, mut lost) = (Vec::new(), None);
+        let (mut messages, mut lost) = (Vec::new(), None);
         let mut datagram = Vec::with_capacity(DATAGRAM);
         loop {
             datagram.clear();
@@ -155,7 +155,7 @@ impl RouteEvents {
                 match next(&mut rest) {
                     Ok(message) => {
                         if let NetlinkPayload::InnerMessage(inner) = message.payload {
-                            told.push(inner);
+                            messages.push(inner);
                         }
                     }
                     Err(e) => {
@@ -165,7 +165,7 @@ impl RouteEvents {
                 }
             }
         }
-        lost.map_or(Ok(told), Err)
+        lost.map_or(Ok(messages), Err)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use crate::{Error, PodFacts, Volumes, atomic, inputs::VolumeInputs, kinds::plugin_of, layout::NODE_DIR, os};
 use berth_core::model::{Objects, Pod, Volume};
-use std::path::Path;
 
 impl Volumes {
     /// Sets up all volumes that a container of the pod mounts. A volume that is set up stays as it is, but for files from

@@ -36,7 +36,8 @@ pub use limit::Bucket;
 pub use maps::{FlowMaps, Sockets};
 pub use open_flow::open_flow;
 pub use packet::{
-    Dropped, FlowContext, Forwarding, Hook, NextHop, Packet, Part, TCP, UDP, Verdict, reverse, tcp,
+    Dropped, FlowContext, Forwarding, NextHop, Packet, PacketHook, PacketVerdict, Part, TCP, UDP, reverse,
+    tcp,
 };
 
 use crate::{
@@ -57,16 +58,16 @@ const FRAGMENTS_S: u32 = 30;
 #[inline(always)]
 pub fn decide_packet<A: Family, M: FlowMaps<A> + Sockets<A>>(
     maps: &M,
-    hook: Hook,
+    hook: PacketHook,
     ctx: &mut FlowContext<A>,
-) -> Verdict {
-    if hook == Hook::Pod && forged(maps, ctx) {
-        return Verdict::Drop(Dropped::Forged);
+) -> PacketVerdict {
+    if hook == PacketHook::Pod && forged(maps, ctx) {
+        return PacketVerdict::Drop(Dropped::Forged);
     }
     let mut pod = LocalPod::default();
     let next_hop = fast_path(maps, hook, ctx, &mut pod).or_else(|| refresh_flow(maps, hook, ctx, &mut pod));
     if let Some(next_hop) = next_hop {
-        return Verdict::Translate(next_hop.with(pod));
+        return PacketVerdict::Translate(next_hop.with(pod));
     }
     classify(maps, maps, hook, ctx).unwrap_or_else(|| open_flow(maps, maps, hook, ctx))
 }
@@ -87,7 +88,7 @@ pub fn forged<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>) -> 
 #[inline(always)]
 pub fn fast_path<A: Family, M: FlowMaps<A>>(
     maps: &M,
-    hook: Hook,
+    hook: PacketHook,
     ctx: &mut FlowContext<A>,
     pod: &mut LocalPod,
 ) -> Option<NextHop> {
@@ -98,7 +99,7 @@ pub fn fast_path<A: Family, M: FlowMaps<A>>(
     let flags = ctx.entry.flags;
     let tcp_flags = ctx.packet.tcp_flags;
     let same = after(flags, ctx.packet.tuple.proto, tcp_flags) == flags && tcp_flags & tcp::SYN == 0;
-    let met = hook != Hook::Egress || flags & flow::REPLY != 0;
+    let met = hook != PacketHook::Egress || flags & flow::REPLY != 0;
     (same && met && maps.now_s() == ctx.entry.seen_s).then(|| next_hop::next_hop(maps, hook, &ctx.entry, pod))
 }
 
@@ -107,7 +108,7 @@ pub fn fast_path<A: Family, M: FlowMaps<A>>(
 #[inline(always)]
 pub fn refresh_flow<A: Family, M: FlowMaps<A>>(
     maps: &M,
-    hook: Hook,
+    hook: PacketHook,
     ctx: &mut FlowContext<A>,
     pod: &mut LocalPod,
 ) -> Option<NextHop> {
@@ -142,12 +143,12 @@ fn fragment_key<A: Family>(ctx: &FlowContext<A>, id: u32) -> FragmentKey<A> {
 
 /// Whether the packet's flow has a valid entry. Refreshes the entry.
 #[inline(always)]
-fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, ctx: &mut FlowContext<A>) -> bool {
+fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: PacketHook, ctx: &mut FlowContext<A>) -> bool {
     if !find_flow(maps, &ctx.packet.tuple, &mut ctx.entry) {
         return false;
     }
     let reply = ctx.entry.flags & flow::REPLY != 0;
-    if hook == Hook::Egress && !reply {
+    if hook == PacketHook::Egress && !reply {
         return false;
     }
     if ctx.packet.part == Part::Error {
@@ -281,21 +282,21 @@ fn of_stack<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &FlowContext<A>) -> bool {
 pub fn classify<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     maps: &M,
     sockets: &S,
-    hook: Hook,
+    hook: PacketHook,
     ctx: &mut FlowContext<A>,
-) -> Option<Verdict> {
+) -> Option<PacketVerdict> {
     let tuple = &ctx.packet.tuple;
-    if hook == Hook::Egress {
+    if hook == PacketHook::Egress {
         // A packet for a Service range: the socket hooks passed it without an endpoint or a Service.
         let leak = maps.in_service_range(tuple.dst);
         if !leak && of_stack(maps, ctx) {
             maps.note_of_stack(&reverse(&ctx.packet.tuple));
         }
-        return Some(if leak { Verdict::Drop(Dropped::Leak) } else { Verdict::Pass });
+        return Some(if leak { PacketVerdict::Drop(Dropped::Leak) } else { PacketVerdict::Pass });
     }
     // A fragment may belong to a connection that the stack translates, and lacks the ports to check.
     let whole = !matches!(ctx.packet.part, Part::First(_) | Part::Later(_));
-    if hook == Hook::Pod
+    if hook == PacketHook::Pod
         && ctx.direct
         && whole
         && maps.redirects()
@@ -303,29 +304,32 @@ pub fn classify<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
         && pod.flags & local_pod::DIRECT != 0
         && !maps.is_of_stack(tuple)
     {
-        return Some(Verdict::Forward(pod));
+        return Some(PacketVerdict::Forward(pod));
     }
     let later = matches!(ctx.packet.part, Part::Later(_));
     let begins = ctx.packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
     if ctx.packet.part == Part::Error || (tuple.proto == TCP && !later && !begins) {
-        return Some(Verdict::Pass);
+        return Some(PacketVerdict::Pass);
     }
     let key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
-    let from =
-        if hook == Hook::Pod { ClientLocation::Pod(tuple.src) } else { ClientLocation::Outside(tuple.src) };
+    let from = if hook == PacketHook::Pod {
+        ClientLocation::Pod(tuple.src)
+    } else {
+        ClientLocation::Outside(tuple.src)
+    };
     match decide(maps, &key, from) {
-        crate::Verdict::Pass => Some(Verdict::Pass),
-        crate::Verdict::Drop(_) => Some(Verdict::Drop(Dropped::Service)),
-        _ if later => Some(Verdict::Drop(Dropped::Fragment)),
-        crate::Verdict::Reject(_) => Some(Verdict::Reject),
+        crate::Verdict::Pass => Some(PacketVerdict::Pass),
+        crate::Verdict::Drop(_) => Some(PacketVerdict::Drop(Dropped::Service)),
+        _ if later => Some(PacketVerdict::Drop(Dropped::Fragment)),
+        crate::Verdict::Reject(_) => Some(PacketVerdict::Reject),
         // An answer to a socket of the node whose port has the number of a node port.
         crate::Verdict::To(choice)
             if tuple.proto == UDP
-                && hook == Hook::Uplink
+                && hook == PacketHook::Uplink
                 && choice.frontend & frontend::NODE_PORT != 0
                 && sockets.connected(tuple) =>
         {
-            Some(Verdict::Pass)
+            Some(PacketVerdict::Pass)
         }
         crate::Verdict::To(choice) => {
             ctx.entry.to.dst = choice.backend.addr;

@@ -7,7 +7,7 @@ use berth_ebpf_abi::{
     frontend, tag,
 };
 use berth_ebpf_decide::flow::{
-    Class, Dropped, FlowContext, Hook, Packet, Part, TCP, UDP, Verdict, collect, decide_packet,
+    Class, Dropped, FlowContext, Packet, PacketHook, PacketVerdict, Part, TCP, UDP, collect, decide_packet,
     memory::Flows, reverse, tcp,
 };
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ impl Node {
     }
 
     /// Sends a packet; returns the verdict and the translated tuple.
-    fn send(&self, hook: Hook, tuple: Tuple<V4>, tcp_flags: u8) -> (Verdict, Tuple<V4>) {
+    fn send(&self, hook: PacketHook, tuple: Tuple<V4>, tcp_flags: u8) -> (PacketVerdict, Tuple<V4>) {
         let mut ctx = FlowContext::default();
         ctx.packet = Packet { tuple, tcp_flags, part: Part::Whole, ifindex: 5 };
         let verdict = decide_packet(&self.0, hook, &mut ctx);
@@ -71,15 +71,15 @@ impl Node {
     }
 
     fn client(&self, tuple: Tuple<V4>, flags: u8) -> bool {
-        matches!(self.send(Hook::Uplink, tuple, flags).0, Verdict::Translate(_))
+        matches!(self.send(PacketHook::Uplink, tuple, flags).0, PacketVerdict::Translate(_))
     }
 
     /// Whether the backend's answer carries the address that the client dialled.
     fn answer(&self, tuple: Tuple<V4>, flags: u8) -> bool {
         let back =
             Tuple { src: POD, dst: tuple.src, src_port: 8080_u16.to_be(), dst_port: tuple.src_port, ..tuple };
-        let (verdict, to) = self.send(Hook::Pod, back, flags);
-        matches!(verdict, Verdict::Translate(_)) && to == reverse(&tuple)
+        let (verdict, to) = self.send(PacketHook::Pod, back, flags);
+        matches!(verdict, PacketVerdict::Translate(_)) && to == reverse(&tuple)
     }
 
     fn handshake(&self, tuple: Tuple<V4>) -> bool {
@@ -152,12 +152,12 @@ fn what_just_began_is_never_the_next_to_go() {
     assert!((0..32).all(|number| node.0.entry(&tuple(UDP, number)).unwrap().flags & flow::ASSURED != 0));
     let (mut refused, mut let_in) = (0, 0);
     for number in 100..400 {
-        match node.send(Hook::Uplink, tuple(UDP, number), 0).0 {
-            Verdict::Translate(_) => {
+        match node.send(PacketHook::Uplink, tuple(UDP, number), 0).0 {
+            PacketVerdict::Translate(_) => {
                 let_in += 1;
                 assert!(node.answer(tuple(UDP, number), 0), "{number}");
             }
-            Verdict::Drop(Dropped::Full) => refused += 1,
+            PacketVerdict::Drop(Dropped::Full) => refused += 1,
             other => panic!("{other:?}"),
         }
         // The streams in use stay in use.
@@ -178,7 +178,7 @@ fn a_full_class_of_connections_in_use_refuses_and_others_go_on() {
     let late = tuple(TCP, 20);
     assert!(node.client(late, tcp::SYN) && node.answer(late, tcp::SYN | tcp::ACK));
     // The packet is left to the stack, which knows no such connection and resets it.
-    assert_eq!(node.send(Hook::Uplink, late, tcp::ACK).0, Verdict::Pass);
+    assert_eq!(node.send(PacketHook::Uplink, late, tcp::ACK).0, PacketVerdict::Pass);
     assert_eq!(node.0.entry(&late), None);
     assert_eq!(node.counted(count::FLOW_REFUSED, Class::Assured), 1);
     assert!(node.datagram(tuple(UDP, 1)));
@@ -259,20 +259,20 @@ fn no_two_connections_share_the_answers_key() {
     }
     node.0.config.masquerade_ports = [20_000, 20_001];
     let dial = |node: &Node, number: u32| {
-        let (verdict, to) = node.send(Hook::Uplink, tuple(TCP, number), tcp::SYN);
+        let (verdict, to) = node.send(PacketHook::Uplink, tuple(TCP, number), tcp::SYN);
         let back = reverse(&to);
-        if matches!(verdict, Verdict::Translate(_)) {
-            node.send(Hook::Pod, back, tcp::SYN | tcp::ACK);
-            node.send(Hook::Uplink, tuple(TCP, number), tcp::ACK);
+        if matches!(verdict, PacketVerdict::Translate(_)) {
+            node.send(PacketHook::Pod, back, tcp::SYN | tcp::ACK);
+            node.send(PacketHook::Uplink, tuple(TCP, number), tcp::ACK);
         }
         (verdict, back)
     };
     let (one, other) = (dial(&node, 1).1, dial(&node, 2).1);
     assert_ne!(one, other);
     assert_eq!(node.connections(Class::Assured), 2);
-    assert_eq!(dial(&node, 3).0, Verdict::Drop(Dropped::Ports));
+    assert_eq!(dial(&node, 3).0, PacketVerdict::Drop(Dropped::Ports));
     for (back, number) in [(one, 1), (other, 2)] {
-        let (_, shown) = node.send(Hook::Pod, back, tcp::ACK);
+        let (_, shown) = node.send(PacketHook::Pod, back, tcp::ACK);
         assert_eq!(shown, reverse(&tuple(TCP, number)));
     }
     assert_eq!(node.connections(Class::Unassured), 0);

@@ -7,8 +7,8 @@ use berth_ebpf_abi::{
     Service, ServiceKey, Tuple, V4, backend, config, flow, frontend, local_pod, tag,
 };
 use berth_ebpf_decide::flow::{
-    Class, FlowContext, Forwarding, Hook, Packet, Part, TCP, UDP, Verdict, collect, decide_packet,
-    memory::Flows, reverse, tcp,
+    Class, FlowContext, Forwarding, Packet, PacketHook, PacketVerdict, Part, TCP, UDP, collect,
+    decide_packet, memory::Flows, reverse, tcp,
 };
 use proptest::prelude::*;
 
@@ -131,7 +131,7 @@ impl Node {
         }
     }
 
-    fn send(&self, hook: Hook, tuple: Tuple<V4>, flags: u8) -> (Verdict, Tuple<V4>) {
+    fn send(&self, hook: PacketHook, tuple: Tuple<V4>, flags: u8) -> (PacketVerdict, Tuple<V4>) {
         let tcp_flags = if tuple.proto == TCP { flags } else { 0 };
         let mut ctx = FlowContext::default();
         ctx.packet = Packet { tuple, tcp_flags, part: Part::Whole, ifindex: 5 };
@@ -159,8 +159,9 @@ impl Node {
         let src_port = (40_000 + u16::from(port)).to_be();
         let tuple = Tuple { src, dst, src_port, dst_port, proto, pad: [0; 3] };
         let before = self.maps.entry(&tuple);
-        let (verdict, to) = self.send(if inside { Hook::Pod } else { Hook::Uplink }, tuple, flags);
-        let Verdict::Translate(via) = verdict else { return };
+        let (verdict, to) =
+            self.send(if inside { PacketHook::Pod } else { PacketHook::Uplink }, tuple, flags);
+        let PacketVerdict::Translate(via) = verdict else { return };
         let goes_to = |b: &Backend<V4>| b.addr == to.dst && b.port == to.dst_port;
         let changed = before.is_none_or(|before| before.to != to);
         // A new flow, and a UDP flow once a second, must use a current backend.
@@ -173,8 +174,8 @@ impl Node {
             assert_eq!(to.src, NODE, "answers from elsewhere come back here");
         }
         // In any state of the flow an immediate answer carries the address that the client dialled.
-        let (answer, shown) = self.send(Hook::Pod, reverse(&to), tcp::ACK);
-        assert!(matches!(answer, Verdict::Translate(_)), "{tuple:?} to {to:?}: {answer:?}");
+        let (answer, shown) = self.send(PacketHook::Pod, reverse(&to), tcp::ACK);
+        assert!(matches!(answer, PacketVerdict::Translate(_)), "{tuple:?} to {to:?}: {answer:?}");
         assert_eq!(shown, reverse(&tuple));
     }
 
@@ -213,7 +214,7 @@ fn run(flags: u32, events: Vec<Event>) {
                 if !forward.is_empty() {
                     let key = forward[number % forward.len()];
                     let to = node.maps.entry(&key).unwrap().to;
-                    node.send(Hook::Pod, reverse(&to), flags);
+                    node.send(PacketHook::Pod, reverse(&to), flags);
                 }
             }
             Event::Pass(seconds) => {
@@ -277,19 +278,19 @@ fn a_closed_connection_is_forgotten_in_time_and_a_living_one_is_not() {
     };
     let mut ctx = FlowContext::default();
     let age = |seconds| node.maps.tables.now_s.set(node.maps.tables.now_s.get() + seconds);
-    let (_, to) = node.send(Hook::Uplink, tuple, tcp::SYN);
+    let (_, to) = node.send(PacketHook::Uplink, tuple, tcp::SYN);
     age(60);
     assert!(!collect(&node.maps, &tuple, &mut ctx), "60 s unanswered");
-    node.send(Hook::Pod, reverse(&to), tcp::SYN | tcp::ACK);
+    node.send(PacketHook::Pod, reverse(&to), tcp::SYN | tcp::ACK);
     age(60);
     assert!(!collect(&node.maps, &tuple, &mut ctx), "60 s without the handshake's end");
-    node.send(Hook::Uplink, tuple, tcp::ACK);
+    node.send(PacketHook::Uplink, tuple, tcp::ACK);
     age(24 * 3600);
     assert!(!collect(&node.maps, &tuple, &mut ctx), "a day without a packet");
-    node.send(Hook::Uplink, tuple, tcp::FIN | tcp::ACK);
+    node.send(PacketHook::Uplink, tuple, tcp::FIN | tcp::ACK);
     age(3600);
     assert!(!collect(&node.maps, &tuple, &mut ctx), "half closed");
-    node.send(Hook::Pod, reverse(&to), tcp::FIN | tcp::ACK);
+    node.send(PacketHook::Pod, reverse(&to), tcp::FIN | tcp::ACK);
     age(120);
     assert!(!collect(&node.maps, &reverse(&to), &mut ctx), "closed, 120 s");
     age(1);
@@ -302,9 +303,15 @@ fn what_belongs_to_no_connection_in_progress_is_left_to_the_stack() {
     let node = Node::new(config::REDIRECT);
     let tuple =
         Tuple { src: addr(9, 1), dst: NODE, src_port: 1, dst_port: NODE_PORT, proto: TCP, pad: [0; 3] };
-    assert_eq!(node.send(Hook::Uplink, tuple, tcp::ACK).0, Verdict::Pass);
-    assert_eq!(node.send(Hook::Uplink, Tuple { dst: addr(7, 7), ..tuple }, tcp::SYN).0, Verdict::Pass);
-    assert_eq!(node.send(Hook::Uplink, Tuple { dst_port: 1, ..tuple }, tcp::SYN).0, Verdict::Pass);
+    assert_eq!(node.send(PacketHook::Uplink, tuple, tcp::ACK).0, PacketVerdict::Pass);
+    assert_eq!(
+        node.send(PacketHook::Uplink, Tuple { dst: addr(7, 7), ..tuple }, tcp::SYN).0,
+        PacketVerdict::Pass
+    );
+    assert_eq!(
+        node.send(PacketHook::Uplink, Tuple { dst_port: 1, ..tuple }, tcp::SYN).0,
+        PacketVerdict::Pass
+    );
 }
 
 #[test]
@@ -314,8 +321,9 @@ fn an_answer_to_a_socket_of_the_nodes_own_is_no_services() {
         Tuple { src: addr(9, 1), dst: NODE, src_port: 53, dst_port: NODE_PORT, proto: UDP, pad: [0; 3] };
     let of_tcp = Tuple { proto: TCP, ..answer };
     node.maps.sockets.extend([answer, of_tcp]);
-    let translated = |tuple| matches!(node.send(Hook::Uplink, tuple, tcp::SYN).0, Verdict::Translate(_));
-    assert_eq!(node.send(Hook::Uplink, answer, 0).0, Verdict::Pass);
+    let translated =
+        |tuple| matches!(node.send(PacketHook::Uplink, tuple, tcp::SYN).0, PacketVerdict::Translate(_));
+    assert_eq!(node.send(PacketHook::Uplink, answer, 0).0, PacketVerdict::Pass);
     assert!(translated(Tuple { src_port: 54, ..answer }), "of another port");
     assert!(translated(of_tcp), "a SYN is no answer");
 }
@@ -343,8 +351,8 @@ fn a_port_that_a_socket_of_the_nodes_own_has_is_not_taken() {
             proto: TCP,
             pad: [0; 3],
         };
-        let (verdict, to) = node.send(Hook::Uplink, tuple, tcp::SYN);
-        assert!(matches!(verdict, Verdict::Translate(_)), "{verdict:?}");
+        let (verdict, to) = node.send(PacketHook::Uplink, tuple, tcp::SYN);
+        assert!(matches!(verdict, PacketVerdict::Translate(_)), "{verdict:?}");
         assert_eq!(u16::from_be(to.src_port), spare);
     }
 }
@@ -363,7 +371,7 @@ fn ports_towards_a_backend_are_found_until_nineteen_of_twenty_are_taken() {
             proto: TCP,
             pad: [0; 3],
         };
-        let (verdict, _) = node.send(Hook::Uplink, tuple, tcp::SYN);
-        assert!(matches!(verdict, Verdict::Translate(_)), "{number}: {verdict:?}");
+        let (verdict, _) = node.send(PacketHook::Uplink, tuple, tcp::SYN);
+        assert!(matches!(verdict, PacketVerdict::Translate(_)), "{number}: {verdict:?}");
     }
 }

@@ -10,7 +10,7 @@ use berth_ebpf_abi::{
 };
 use berth_ebpf_decide::{
     ClientLocation, backend_hash,
-    flow::{FlowContext, Hook, Packet, Verdict, decide_packet, memory::Flows},
+    flow::{FlowContext, Packet, PacketHook, PacketVerdict, decide_packet, memory::Flows},
     socket::{Sent, Socket},
     testing::{Dice, Kind, Sample, UDP},
 };
@@ -242,8 +242,8 @@ impl<A: Sample + Ord> World<A> {
                     number += 1;
                     let id = 1 + self.dice.below(6);
                     let key = self.key(id);
-                    let hook = if self.dice.one_in(2) { Hook::Pod } else { Hook::Uplink };
-                    let kind = if hook == Hook::Pod { Kind::Pod } else { Kind::Elsewhere };
+                    let hook = if self.dice.one_in(2) { PacketHook::Pod } else { PacketHook::Uplink };
+                    let kind = if hook == PacketHook::Pod { Kind::Pod } else { Kind::Elsewhere };
                     let src = A::nth(kind, u16::try_from(1000 + number % 50_000).unwrap());
                     let src_port = u16::try_from(1024 + number / 50_000).unwrap().to_be();
                     let tuple =
@@ -263,13 +263,13 @@ impl<A: Sample + Ord> World<A> {
                 ctx.packet = Packet { tuple, ifindex: 5, ..Packet::default() };
                 let before = at.get(&tuple).copied();
                 match decide_packet(&self.maps, hook, &mut ctx) {
-                    Verdict::Translate(_) => {
+                    PacketVerdict::Translate(_) => {
                         let to = (ctx.to().dst, ctx.to().dst_port);
                         at.insert(tuple, to);
                         done += u32::from(before.is_none());
                         self.check(id, before, to, tally, "a packet");
                     }
-                    Verdict::Drop(_) | Verdict::Reject => {
+                    PacketVerdict::Drop(_) | PacketVerdict::Reject => {
                         at.remove(&tuple);
                         let serving = &self.ports[usize::try_from(id - 1).unwrap()].serving;
                         assert!(before.is_none_or(|before| !serving.contains(&before)));

@@ -1,7 +1,7 @@
 //! Attachment of the socket hooks: one cgroup link for each hook, whose program is swapped in place.
 
 use crate::{
-    Error, Hook, Pins, Result,
+    Error, Pins, Result, SocketHook,
     bpffs::release_bpffs,
     device::{self, parse_pin},
     pins::{failed, list, lock, open_link, open_program, pin_over, remove},
@@ -50,11 +50,11 @@ pub fn attach(pins: &Pins, cgroup: &Path) -> Result<Attached> {
     // The kernel's id of a cgroup is the inode number of its directory.
     let id = dir.metadata().map_err(failed("examine", cgroup))?.ino();
     let mut attached = Attached::default();
-    for hook in Hook::ALL {
+    for hook in SocketHook::ALL {
         attach_hook(pins, hook, dir.as_fd(), id, &mut attached)?;
     }
     for (name, path) in list(&pins.links())? {
-        if Hook::ALL.iter().any(|hook| hook.name() == name) {
+        if SocketHook::ALL.iter().any(|hook| hook.name() == name) {
             continue;
         }
         match parse_pin(&name) {
@@ -97,7 +97,7 @@ pub fn detach(pins: &Pins) -> Result<()> {
 
 fn attach_hook(
     pins: &Pins,
-    hook: Hook,
+    hook: SocketHook,
     cgroup: BorrowedFd<'_>,
     cgroup_id: u64,
     attached: &mut Attached,

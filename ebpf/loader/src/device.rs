@@ -8,16 +8,16 @@ use crate::{
 };
 use std::{fmt, os::fd::AsFd};
 
-/// Role of a device on the node.
+/// DeviceRole of a device on the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
+pub enum DeviceRole {
     /// A device that leads out of the node.
     Uplink,
     /// The host side of a pod's veth pair: packets that the pod sends arrive here.
     Pod,
 }
 
-impl Role {
+impl DeviceRole {
     /// The places of programs at a device of this role. The program that translates answers back comes first,
     /// before the program that redirects requests.
     pub fn places(self) -> [Place; 2] {
@@ -26,8 +26,8 @@ impl Role {
 
     fn place(self) -> Place {
         match self {
-            Role::Uplink => Place::Uplink,
-            Role::Pod => Place::Pod,
+            DeviceRole::Uplink => Place::Uplink,
+            DeviceRole::Pod => Place::Pod,
         }
     }
 }
@@ -116,7 +116,7 @@ pub(crate) fn parse_pin(name: &str) -> Option<(u32, Place)> {
 ///
 /// # Errors
 /// No program is pinned, the device does not exist, or the kernel refuses.
-pub fn attach_device(pins: &Pins, ifindex: u32, role: Role) -> Result<()> {
+pub fn attach_device(pins: &Pins, ifindex: u32, role: DeviceRole) -> Result<()> {
     let wanted = role.places();
     for place in wanted {
         if adopt(pins, ifindex, place)? == Adoption::Gone {

@@ -46,7 +46,7 @@ pub fn digest(object: &[u8]) -> String {
 /// A socket hook: a program that is attached to the cgroup of pods and host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the kernel's own names")]
-pub enum Hook {
+pub enum SocketHook {
     Recvmsg4,
     Recvmsg6,
     Getpeername4,
@@ -57,45 +57,45 @@ pub enum Hook {
     Sendmsg6,
 }
 
-impl Hook {
+impl SocketHook {
     /// All hooks in the order of attachment: hooks that translate answers back come before hooks that
     /// redirect requests.
-    pub const ALL: [Hook; 8] = [
-        Hook::Recvmsg4,
-        Hook::Recvmsg6,
-        Hook::Getpeername4,
-        Hook::Getpeername6,
-        Hook::Connect4,
-        Hook::Connect6,
-        Hook::Sendmsg4,
-        Hook::Sendmsg6,
+    pub const ALL: [SocketHook; 8] = [
+        SocketHook::Recvmsg4,
+        SocketHook::Recvmsg6,
+        SocketHook::Getpeername4,
+        SocketHook::Getpeername6,
+        SocketHook::Connect4,
+        SocketHook::Connect6,
+        SocketHook::Sendmsg4,
+        SocketHook::Sendmsg6,
     ];
 
     /// The name of the hook's program and of its link's pin.
     pub fn name(self) -> &'static str {
         match self {
-            Hook::Recvmsg4 => "recvmsg4",
-            Hook::Recvmsg6 => "recvmsg6",
-            Hook::Getpeername4 => "getpeername4",
-            Hook::Getpeername6 => "getpeername6",
-            Hook::Connect4 => "connect4",
-            Hook::Connect6 => "connect6",
-            Hook::Sendmsg4 => "sendmsg4",
-            Hook::Sendmsg6 => "sendmsg6",
+            SocketHook::Recvmsg4 => "recvmsg4",
+            SocketHook::Recvmsg6 => "recvmsg6",
+            SocketHook::Getpeername4 => "getpeername4",
+            SocketHook::Getpeername6 => "getpeername6",
+            SocketHook::Connect4 => "connect4",
+            SocketHook::Connect6 => "connect6",
+            SocketHook::Sendmsg4 => "sendmsg4",
+            SocketHook::Sendmsg6 => "sendmsg6",
         }
     }
 
     /// The kernel's `enum bpf_attach_type`.
     pub(crate) fn attach_type(self) -> u32 {
         match self {
-            Hook::Connect4 => 10,
-            Hook::Connect6 => 11,
-            Hook::Sendmsg4 => 14,
-            Hook::Sendmsg6 => 15,
-            Hook::Recvmsg4 => 19,
-            Hook::Recvmsg6 => 20,
-            Hook::Getpeername4 => 29,
-            Hook::Getpeername6 => 30,
+            SocketHook::Connect4 => 10,
+            SocketHook::Connect6 => 11,
+            SocketHook::Sendmsg4 => 14,
+            SocketHook::Sendmsg6 => 15,
+            SocketHook::Recvmsg4 => 19,
+            SocketHook::Recvmsg6 => 20,
+            SocketHook::Getpeername4 => 29,
+            SocketHook::Getpeername6 => 30,
         }
     }
 }

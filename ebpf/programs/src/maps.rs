@@ -102,19 +102,19 @@ pub(crate) static SCRATCH4: PerCpuArray<Scratch> = PerCpuArray::with_max_entries
 pub(crate) static SCRATCH6: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// Address family with a socket storage of its own.
-pub(crate) trait Remembered: Wide {
+pub(crate) trait SocketStorage: Wide {
     /// Map of the translations that a socket remembers.
     fn storage() -> &'static SkStorage<Reverses<Self>>;
 }
 
-impl Remembered for V4 {
+impl SocketStorage for V4 {
     #[inline(always)]
     fn storage() -> &'static SkStorage<Reverses<V4>> {
         &REVERSE4
     }
 }
 
-impl Remembered for V6 {
+impl SocketStorage for V6 {
     #[inline(always)]
     fn storage() -> &'static SkStorage<Reverses<V6>> {
         &REVERSE6

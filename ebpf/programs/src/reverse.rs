@@ -3,7 +3,7 @@
 
 use crate::{
     asm::number,
-    maps::Remembered,
+    maps::SocketStorage,
     sock_addr::{self, Halves, SockAddr},
     wide::Wide,
 };

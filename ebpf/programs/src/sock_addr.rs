@@ -1,6 +1,6 @@
 //! The address of a socket's call, in the kernel's context (`bpf_sock_addr`). Owns no state.
 
-use crate::{maps::Remembered, wide::Wide};
+use crate::{maps::SocketStorage, wide::Wide};
 use aya_ebpf::programs::SockAddrContext;
 use berth_ebpf_abi::{V4, V6};
 use core::ptr::{addr_of, addr_of_mut};
@@ -24,7 +24,7 @@ macro_rules! set {
 /// Form in which the context holds the address of a call.
 pub(crate) trait SockAddr {
     /// Family of the address.
-    type Addr: Remembered;
+    type Addr: SocketStorage;
     /// Reads the address of the call.
     fn read(ctx: &SockAddrContext) -> Halves<Self>;
     /// Replaces the address of the call.

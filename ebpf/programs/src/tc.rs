@@ -25,7 +25,7 @@ mod work;
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use berth_ebpf_abi::{V4, V6};
-use berth_ebpf_decide::flow::Hook;
+use berth_ebpf_decide::flow::PacketHook;
 use skb::{IPV4, IPV6, Skb};
 
 /// `TCX_NEXT`: the next program decides, and at last the stack.
@@ -43,12 +43,12 @@ macro_rules! part {
     };
 }
 
-part!(uplink4, V4, Hook::Uplink);
-part!(uplink6, V6, Hook::Uplink);
-part!(pod4, V4, Hook::Pod);
-part!(pod6, V6, Hook::Pod);
-part!(out4, V4, Hook::Egress);
-part!(out6, V6, Hook::Egress);
+part!(uplink4, V4, PacketHook::Uplink);
+part!(uplink6, V6, PacketHook::Uplink);
+part!(pod4, V4, PacketHook::Pod);
+part!(pod6, V6, PacketHook::Pod);
+part!(out4, V4, PacketHook::Egress);
+part!(out6, V6, PacketHook::Egress);
 
 /// Ingress of an uplink.
 #[classifier]

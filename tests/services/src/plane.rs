@@ -3,7 +3,9 @@
 use crate::{plugin::Pod, tell};
 use anyhow::{Context, Result};
 use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, PodDevice, Prefix, V4, config, local_pod};
-use berth_ebpf_loader::{Access, Datapath, Pins, Role, attach, attach_device, detach, load, netns_cookie};
+use berth_ebpf_loader::{
+    Access, Datapath, DeviceRole, Pins, attach, attach_device, detach, load, netns_cookie,
+};
 use berth_services::Net as _;
 use std::{
     fs::File,
@@ -81,7 +83,7 @@ impl Plane {
             let device = PodDevice { v4: v4(pod.address), flags: local.flags, ..PodDevice::default() };
             self.maps.pod_device.put(&ifindex, &device)?;
             self.maps.pod4.put(&v4(pod.address), &local)?;
-            pod.node().enter(|| attach_device(&self.pins, ifindex, Role::Pod))??;
+            pod.node().enter(|| attach_device(&self.pins, ifindex, DeviceRole::Pod))??;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ mod production {
 mod support;
 
 use anyhow::{Context, Result, ensure};
-use berth_ebpf_loader::{Access, Datapath, Pins, Place, Role, attach_device, devices};
+use berth_ebpf_loader::{Access, Datapath, DeviceRole, Pins, Place, attach_device, devices};
 use berth_harness::netns::run;
 use berth_harness::wait::{self, PATIENCE};
 use production::{
@@ -150,7 +150,7 @@ fn checked(node: &Production) -> Result<()> {
 fn next_agents(node: &Production, outside: Outside<'_>) -> Result<()> {
     node.node.kill_agent()?;
     let pins = Pins::new(&node.node.roots.bpf_pins);
-    attach_device(&pins, 1, Role::Uplink).context("attach to lo, as agents once did")?;
+    attach_device(&pins, 1, DeviceRole::Uplink).context("attach to lo, as agents once did")?;
     ensure!(dial("10.96.0.10:53").is_err(), "the leak guard at lo lets DNS through: the test shows nothing");
     node.start_agent()?;
     reached(node, outside, "198.51.100.2", &["uplink"])?;

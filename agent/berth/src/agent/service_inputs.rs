@@ -137,7 +137,7 @@ impl ServiceInputs for AgentInputs {
         self.health.set(health);
     }
 
-    fn tell(&mut self, notice: &Notice) {
+    fn notify(&mut self, notice: &Notice) {
         tracing::warn!(service = %notice.service, reason = notice.why.reason(), "{}", notice.why);
         let involved = Involved::Service { key: notice.service.clone(), uid: Arc::clone(&notice.uid) };
         let event = Event::warning(notice.why.reason(), notice.why.to_string());

@@ -8,7 +8,7 @@ use super::{names::Names, ports::Protocol};
 use berth_api::services::NamedPort;
 use berth_ebpf_abi::{ChunkKey, MemberKey, SERVING, ServiceKey, frontend};
 use berth_ebpf_decide::flow::{TCP, UDP};
-use berth_ebpf_loader::{Hook, Report};
+use berth_ebpf_loader::{Report, SocketHook};
 use berth_ebpf_tables::{Contents, Inconsistency, Net, inconsistencies, socket};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -140,7 +140,7 @@ pub(crate) fn programs(report: &Report, wanted: &[String]) -> Findings {
     for name in wanted.iter().filter(|name| id(name).is_none()) {
         found.insert(format!("program {name}: not pinned"));
     }
-    for hook in Hook::ALL {
+    for hook in SocketHook::ALL {
         if !report.links.iter().any(|l| l.name == hook.name()) {
             found.insert(format!("link {}: not pinned, so sockets are not served", hook.name()));
         }

@@ -15,7 +15,7 @@ use berth_ebpf_abi::{
     V6, backend, config, frontend, local_pod,
 };
 use berth_ebpf_decide::flow::{TCP, UDP, memory::Flows};
-use berth_ebpf_loader::{Hook, LinkReport, MapReport, ProgramReport, Report};
+use berth_ebpf_loader::{LinkReport, MapReport, ProgramReport, Report, SocketHook};
 use berth_ebpf_tables::{Contents, Net, PublishedPort, address_value, serving_members};
 use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
@@ -249,7 +249,7 @@ pub(super) fn client(ip: &str, flags: u32) -> QueryClient<V4> {
 }
 
 pub(super) fn report() -> Report {
-    let names = Hook::ALL.iter().map(|h| h.name()).chain(["tc_gc", "tc_out", "tc_pod", "tc_uplink"]);
+    let names = SocketHook::ALL.iter().map(|h| h.name()).chain(["tc_gc", "tc_out", "tc_pod", "tc_uplink"]);
     let programs: Vec<ProgramReport> = (100_u32..)
         .zip(names)
         .map(|(id, name)| ProgramReport {
@@ -270,8 +270,10 @@ pub(super) fn report() -> Report {
         id: n,
         live: true,
     };
-    let mut links: Vec<LinkReport> =
-        (200_u32..).zip(Hook::ALL).map(|(n, hook)| link((n, hook.name().to_owned()), hook.name())).collect();
+    let mut links: Vec<LinkReport> = (200_u32..)
+        .zip(SocketHook::ALL)
+        .map(|(n, hook)| link((n, hook.name().to_owned()), hook.name()))
+        .collect();
     links.push(link((300, "tcx-12-pod".to_owned()), "tc_pod"));
     links.push(link((301, "tcx-12-out".to_owned()), "tc_out"));
     let map = |name: &str, entries, max_entries| MapReport {

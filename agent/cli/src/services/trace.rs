@@ -16,7 +16,7 @@ use super::{family::MapFamily, pinned::Pinned};
 use berth_ebpf_abi::{Client, LocalPod, ServiceKey, Tuple};
 use berth_ebpf_decide::{
     ClientLocation, SocketClient, Verdict, decide,
-    flow::{self, FlowContext, FlowMaps, Hook, Packet, Sockets, TCP, UDP, decide_packet, tcp},
+    flow::{self, FlowContext, FlowMaps, Packet, PacketHook, Sockets, TCP, UDP, decide_packet, tcp},
     is_host, socket_client,
     trace::{Step, Trace},
 };
@@ -79,7 +79,7 @@ pub(crate) enum End<A> {
     /// leave the node.
     Socket(Verdict<A>, Option<Egress>),
     /// The verdict for the first packet: as it was sent, and, where translated, what it becomes.
-    Packet { hook: Hook, sent: Tuple<A>, verdict: flow::Verdict, to: Tuple<A> },
+    Packet { hook: PacketHook, sent: Tuple<A>, verdict: flow::PacketVerdict, to: Tuple<A> },
 }
 
 impl<A> End<A> {
@@ -90,7 +90,9 @@ impl<A> End<A> {
             End::Socket(Verdict::Reject(_), _) => false,
             End::Socket(_, Some(egress)) => !egress.drops,
             End::Socket(verdict, None) => matches!(verdict, Verdict::Pass),
-            End::Packet { verdict, .. } => !matches!(verdict, flow::Verdict::Drop(_) | flow::Verdict::Reject),
+            End::Packet { verdict, .. } => {
+                !matches!(verdict, flow::PacketVerdict::Drop(_) | flow::PacketVerdict::Reject)
+            }
         }
     }
 }
@@ -99,11 +101,11 @@ impl<A> End<A> {
 pub(crate) fn run<A: MapFamily, M: FlowMaps<A> + Sockets<A>>(maps: &M, query: &Query<A>) -> Traced<A> {
     let trace = Trace::new(maps);
     let end = match query.client {
-        QueryClient::Outside { addr, port } => packet(&trace, Hook::Uplink, addr, port, query),
+        QueryClient::Outside { addr, port } => packet(&trace, PacketHook::Uplink, addr, port, query),
         QueryClient::Socket { addr, client } => {
             let cookie = client.map_or(0, |(cookie, _)| cookie);
             match socket_client::<A>(cookie, client.map(|(_, client)| client)) {
-                SocketClient::LeftAlone => packet(&trace, Hook::Pod, addr, None, query),
+                SocketClient::LeftAlone => packet(&trace, PacketHook::Pod, addr, None, query),
                 SocketClient::At(from) => End::Socket(socket(&trace, from, query), None),
             }
         }
@@ -126,7 +128,7 @@ fn socket<A: MapFamily, M: FlowMaps<A> + Sockets<A>>(
 
 fn packet<A: MapFamily, M: FlowMaps<A> + Sockets<A>>(
     maps: &M,
-    hook: Hook,
+    hook: PacketHook,
     src: A,
     src_port: Option<u16>,
     query: &Query<A>,
@@ -141,7 +143,7 @@ fn packet<A: MapFamily, M: FlowMaps<A> + Sockets<A>>(
         pad: [0; 3],
     };
     let mut pod = LocalPod::default();
-    let ifindex = if hook == Hook::Pod && maps.take_pod(&src, &mut pod) { pod.ifindex } else { 0 };
+    let ifindex = if hook == PacketHook::Pod && maps.take_pod(&src, &mut pod) { pod.ifindex } else { 0 };
     let tcp_flags = if query.udp { 0 } else { tcp::SYN };
     context.packet = Packet { tuple: sent, tcp_flags, ifindex, ..Packet::default() };
     let verdict = decide_packet(maps, hook, &mut context);
@@ -163,7 +165,7 @@ pub(crate) fn pinned<A: MapFamily>(
         && client.is_none_or(|(_, client)| is_host(client.flags))
         && let End::Socket(Verdict::Pass, egress) = &mut traced.end
     {
-        let at_device = hooked.then(|| packet(&maps, Hook::Egress, addr, None, query));
+        let at_device = hooked.then(|| packet(&maps, PacketHook::Egress, addr, None, query));
         *egress = Some(Egress { device, hooked, drops: at_device.is_some_and(|end| !end.passes()) });
     }
     maps.finish()?;

@@ -79,7 +79,7 @@ impl<K: Kind> Driver<K> {
             if self.machine.take_refusal_of_streaming() {
                 self.pool.refuses_streaming_lists();
             }
-            self.tell();
+            self.report_health();
         }
     }
 
@@ -114,7 +114,7 @@ impl<K: Kind> Driver<K> {
     async fn watch(&mut self, mut body: Body, list_silence: Duration, at_most: Duration) -> Result<(), Gone> {
         let now = self.now();
         self.machine.answered(now);
-        self.tell();
+        self.report_health();
         let mut lines = Lines::default();
         let until = Instant::now() + at_most;
         while self.machine.is_open() {
@@ -133,7 +133,7 @@ impl<K: Kind> Driver<K> {
                         Ok(()) => {
                             self.take(&mut lines, now).await?;
                             if listing && !self.machine.is_listing() {
-                                self.tell();
+                                self.report_health();
                             }
                             continue;
                         }
@@ -174,7 +174,7 @@ impl<K: Kind> Driver<K> {
     }
 
     /// Publishes the health if it has changed.
-    fn tell(&self) {
+    fn report_health(&self) {
         let (behind, refused) = (self.machine.behind(), self.machine.refusal());
         self.health.send_if_modified(|health| {
             let new = match (&*health, behind) {

@@ -4,11 +4,11 @@
 
 use super::{Config, device_links::DeviceLinks, node, pods::Pods};
 use crate::{
-    Attachment, Cause, DatapathBackend, HostNetwork, NodeFacts, Notice, StaleBackend, TableError,
+    AttachOutcome, Cause, DatapathBackend, HostNetwork, NodeFacts, Notice, StaleBackend, TableError,
     TableReconciler,
 };
 use berth_core::{error::Chain, ids::PodUid, time::Boottime};
-use berth_ebpf_loader::{Role, StalePeer};
+use berth_ebpf_loader::{DeviceRole, StalePeer};
 use berth_sys::clock;
 use std::{
     collections::{BTreeMap, HashSet},
@@ -66,7 +66,7 @@ pub(super) struct Datapath<K: DatapathBackend> {
     /// may have removed some.
     links_behind: bool,
     /// Texts of the last failures, so that each is logged once.
-    told: Vec<String>,
+    logged: Vec<String>,
     retry: Option<(Boottime, Duration)>,
     /// Earliest time and text of the next attempt after a failed sync. Reading all tables again is expensive.
     tables_again: Option<(Boottime, String)>,
@@ -98,7 +98,7 @@ impl<K: DatapathBackend> Datapath<K> {
             pods: Pods::default(),
             links: DeviceLinks::default(),
             links_behind: true,
-            told: Vec::new(),
+            logged: Vec::new(),
             retry: None,
             tables_again: None,
             notices: Vec::new(),
@@ -118,7 +118,7 @@ impl<K: DatapathBackend> Datapath<K> {
 
     /// Failures of the last round, one line each.
     pub(super) fn failures(&self) -> &[String] {
-        &self.told
+        &self.logged
     }
 
     /// Shortcomings of a data plane that works, one line each.
@@ -173,18 +173,18 @@ impl<K: DatapathBackend> Datapath<K> {
                 Err(cause) => vec![Failure::Open(cause)],
             },
         };
-        self.tell(&failures, now);
+        self.log_failures(&failures, now);
         due.extend(self.retry.map(|(at, _)| at));
         due
     }
 
-    fn tell(&mut self, failures: &[Failure], now: Boottime) {
+    fn log_failures(&mut self, failures: &[Failure], now: Boottime) {
         let texts: Vec<String> = failures.iter().map(|f| Chain(f).to_string()).collect();
-        for error in texts.iter().filter(|text| !self.told.contains(text)) {
+        for error in texts.iter().filter(|text| !self.logged.contains(text)) {
             tracing::error!(%error, "Services are not brought up to date; tried again");
         }
         if texts.is_empty() {
-            if !self.told.is_empty() {
+            if !self.logged.is_empty() {
                 tracing::info!("Services are brought up to date again");
             }
             self.retry = None;
@@ -199,7 +199,7 @@ impl<K: DatapathBackend> Datapath<K> {
                 self.retry = Some((clock::boottime() + pause, pause));
             }
         }
-        self.told = texts;
+        self.logged = texts;
     }
 
     /// Runs the parts of a round with open maps. Tables are written before the hooks are attached, so that
@@ -229,7 +229,7 @@ impl<K: DatapathBackend> Datapath<K> {
         due.push(self.reconcile_at);
         self.read_links(&mut failures);
         let ready = |uid: &PodUid| seen.get(uid).is_some_and(|pod| pod.status.is_ready());
-        let first = self.links.missing(self.pods.devices_of(ready).map(|index| (index, Role::Pod)));
+        let first = self.links.missing(self.pods.devices_of(ready).map(|index| (index, DeviceRole::Pod)));
         self.attach(first, &mut failures);
         self.keep_tables(&mut maps, reconciler, now, due, &mut failures);
         self.end_sockets(seen);
@@ -252,7 +252,7 @@ impl<K: DatapathBackend> Datapath<K> {
     fn look_for_shortcomings(&mut self, maps: &K::Maps) {
         let now = self.kernel.shortcomings(maps);
         for shortcoming in now.iter().filter(|now| !self.shortcomings.contains(now)) {
-            tracing::warn!(shortcoming, "the Service data plane is not all that is wanted");
+            tracing::warn!(shortcoming, "a part of the Service data plane is missing");
         }
         self.shortcomings = now;
     }
@@ -309,10 +309,10 @@ impl<K: DatapathBackend> Datapath<K> {
         }
         self.tables_again = None;
         let (kernel, dead) = (&mut self.kernel, &mut self.dead);
-        let dead = dead.get_or_insert_with(|| or_told(kernel.recorded_stale(), "read"));
+        let dead = dead.get_or_insert_with(|| or_warned(kernel.recorded_stale(), "read"));
         let announce = |stale: &[StaleBackend]| {
             dead.extend(stale.iter().map(lost));
-            or_told(kernel.record_stale(dead), "write");
+            or_warned(kernel.record_stale(dead), "write");
         };
         match reconciler.sync_announced(maps, clock::boottime, announce) {
             Ok(outcome) => {
@@ -347,10 +347,10 @@ impl<K: DatapathBackend> Datapath<K> {
     /// Attaches programs to new devices and detaches them from unwanted ones. A deleted device has taken its
     /// links along.
     fn devices(&mut self, failures: &mut Vec<Failure>) {
-        let uplinks = self.host.uplinks.keys().map(|index| (*index, Role::Uplink));
-        let pods = self.pods.devices().iter().map(|index| (*index, Role::Pod));
+        let uplinks = self.host.uplinks.keys().map(|index| (*index, DeviceRole::Uplink));
+        let pods = self.pods.devices().iter().map(|index| (*index, DeviceRole::Pod));
         // The device of a pod stays one, also where it looks like an uplink.
-        let wanted: BTreeMap<u32, Role> = uplinks.chain(pods).collect();
+        let wanted: BTreeMap<u32, DeviceRole> = uplinks.chain(pods).collect();
         let missing = self.links.missing(wanted.iter().map(|(index, role)| (*index, *role)));
         self.attach(missing, failures);
         for index in self.links.unwanted(&wanted) {
@@ -361,15 +361,15 @@ impl<K: DatapathBackend> Datapath<K> {
         }
     }
 
-    fn attach(&mut self, devices: Vec<(u32, Role)>, failures: &mut Vec<Failure>) {
+    fn attach(&mut self, devices: Vec<(u32, DeviceRole)>, failures: &mut Vec<Failure>) {
         if devices.is_empty() {
             return;
         }
         for (index, role, done) in self.kernel.attach(&devices) {
             match done {
-                Attachment::Done => self.links.attached(index, role),
-                Attachment::Gone => {}
-                Attachment::Failed(cause) => failures.push(Failure::Attach(index, cause)),
+                AttachOutcome::Done => self.links.attached(index, role),
+                AttachOutcome::Gone => {}
+                AttachOutcome::Failed(cause) => failures.push(Failure::Attach(index, cause)),
             }
         }
     }
@@ -381,10 +381,10 @@ impl<K: DatapathBackend> Datapath<K> {
         let ended = self.kernel.end_sockets(dead, &mut seen.keys());
         if ended > 0 {
             let backends: HashSet<SocketAddr> = dead.iter().map(|lost| lost.backend).collect();
-            tracing::info!(ended, backends = backends.len(), "ended UDP sockets to backends that are gone");
+            tracing::info!(ended, backends = backends.len(), "ended UDP sockets to stale backends");
         }
         dead.clear();
-        or_told(self.kernel.record_stale(dead), "remove");
+        or_warned(self.kernel.record_stale(dead), "remove");
     }
 }
 
@@ -394,9 +394,9 @@ fn lost(stale: &StaleBackend) -> StalePeer {
 
 /// Returns the result, or a default with a warning. Without the record, sockets stay with a stale backend
 /// only where the agent dies within the same round.
-fn or_told<T: Default>(done: Result<T, Cause>, op: &'static str) -> T {
+fn or_warned<T: Default>(done: Result<T, Cause>, op: &'static str) -> T {
     done.unwrap_or_else(|error| {
-        tracing::warn!(error = %Chain(&*error), op, "note of backends that are gone");
+        tracing::warn!(error = %Chain(&*error), op, "cannot keep the record of stale backends");
         T::default()
     })
 }

@@ -4,26 +4,26 @@
 //! Invariant: a device of a pod counts as attached only with the links of a pod's device, and an uplink only with
 //! the links of an uplink. So a device that changes its role gets the links of the new role.
 
-use berth_ebpf_loader::Role;
+use berth_ebpf_loader::DeviceRole;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Devices with links of this node's programs, by index.
 #[derive(Debug, Default)]
 pub(super) struct DeviceLinks {
-    /// Role of each device's links; `None` where a part of the links is missing.
-    attached: BTreeMap<u32, Option<Role>>,
+    /// DeviceRole of each device's links; `None` where a part of the links is missing.
+    attached: BTreeMap<u32, Option<DeviceRole>>,
 }
 
 impl DeviceLinks {
     /// Takes over the links that the pins show. Links of a pod's device count only for the devices of known
     /// pods: the pod of another device may not have been observed yet.
-    pub(super) fn read(&mut self, pinned: BTreeMap<u32, Option<Role>>, pods: &BTreeSet<u32>) {
+    pub(super) fn read(&mut self, pinned: BTreeMap<u32, Option<DeviceRole>>, pods: &BTreeSet<u32>) {
         self.attached = pinned;
-        self.attached.retain(|index, role| *role != Some(Role::Pod) || pods.contains(index));
+        self.attached.retain(|index, role| *role != Some(DeviceRole::Pod) || pods.contains(index));
     }
 
     /// Notes the attachment of a device.
-    pub(super) fn attached(&mut self, index: u32, role: Role) {
+    pub(super) fn attached(&mut self, index: u32, role: DeviceRole) {
         self.attached.insert(index, Some(role));
     }
 
@@ -33,13 +33,16 @@ impl DeviceLinks {
     }
 
     /// The devices among `wanted` that lack the links of their role.
-    pub(super) fn missing(&self, wanted: impl IntoIterator<Item = (u32, Role)>) -> Vec<(u32, Role)> {
-        let lacks = |(index, role): &(u32, Role)| self.attached.get(index) != Some(&Some(*role));
+    pub(super) fn missing(
+        &self,
+        wanted: impl IntoIterator<Item = (u32, DeviceRole)>,
+    ) -> Vec<(u32, DeviceRole)> {
+        let lacks = |(index, role): &(u32, DeviceRole)| self.attached.get(index) != Some(&Some(*role));
         wanted.into_iter().filter(lacks).collect()
     }
 
     /// The devices with links that are not among `wanted`: devices of gone pods, and former uplinks.
-    pub(super) fn unwanted(&self, wanted: &BTreeMap<u32, Role>) -> Vec<u32> {
+    pub(super) fn unwanted(&self, wanted: &BTreeMap<u32, DeviceRole>) -> Vec<u32> {
         self.attached.keys().copied().filter(|index| !wanted.contains_key(index)).collect()
     }
 }
@@ -48,7 +51,7 @@ impl DeviceLinks {
 mod tests {
     use super::*;
 
-    fn links(pinned: &[(u32, Option<Role>)], pods: &[u32]) -> DeviceLinks {
+    fn links(pinned: &[(u32, Option<DeviceRole>)], pods: &[u32]) -> DeviceLinks {
         let mut links = DeviceLinks::default();
         links.read(pinned.iter().copied().collect(), &pods.iter().copied().collect());
         links
@@ -56,30 +59,33 @@ mod tests {
 
     #[test]
     fn a_device_that_changes_its_role_gets_the_links_of_the_new_role() {
-        let mut links = links(&[(2, Some(Role::Uplink)), (3, Some(Role::Pod))], &[3]);
-        assert_eq!(links.missing([(2, Role::Uplink), (3, Role::Pod)]), []);
-        assert_eq!(links.missing([(2, Role::Pod), (3, Role::Uplink)]), [(2, Role::Pod), (3, Role::Uplink)]);
-        links.attached(2, Role::Pod);
-        assert_eq!(links.missing([(2, Role::Pod)]), []);
+        let mut links = links(&[(2, Some(DeviceRole::Uplink)), (3, Some(DeviceRole::Pod))], &[3]);
+        assert_eq!(links.missing([(2, DeviceRole::Uplink), (3, DeviceRole::Pod)]), []);
+        assert_eq!(
+            links.missing([(2, DeviceRole::Pod), (3, DeviceRole::Uplink)]),
+            [(2, DeviceRole::Pod), (3, DeviceRole::Uplink)]
+        );
+        links.attached(2, DeviceRole::Pod);
+        assert_eq!(links.missing([(2, DeviceRole::Pod)]), []);
     }
 
     #[test]
     fn a_device_with_a_part_of_its_links_gets_the_rest_and_loses_them_only_where_no_role_wants_it() {
         let links = links(&[(2, None), (4, None)], &[]);
-        assert_eq!(links.missing([(2, Role::Uplink)]), [(2, Role::Uplink)]);
-        assert_eq!(links.unwanted(&BTreeMap::from([(2, Role::Uplink)])), [4]);
+        assert_eq!(links.missing([(2, DeviceRole::Uplink)]), [(2, DeviceRole::Uplink)]);
+        assert_eq!(links.unwanted(&BTreeMap::from([(2, DeviceRole::Uplink)])), [4]);
     }
 
     #[test]
     fn links_of_a_pod_that_is_not_observed_yet_stay() {
-        let links = links(&[(5, Some(Role::Pod)), (6, Some(Role::Uplink))], &[]);
+        let links = links(&[(5, Some(DeviceRole::Pod)), (6, Some(DeviceRole::Uplink))], &[]);
         assert_eq!(links.unwanted(&BTreeMap::new()), [6]);
-        assert_eq!(links.missing([(5, Role::Pod)]), [(5, Role::Pod)]);
+        assert_eq!(links.missing([(5, DeviceRole::Pod)]), [(5, DeviceRole::Pod)]);
     }
 
     #[test]
     fn a_detached_device_is_unwanted_no_more() {
-        let mut links = links(&[(7, Some(Role::Uplink))], &[]);
+        let mut links = links(&[(7, Some(DeviceRole::Uplink))], &[]);
         links.detached(7);
         assert!(links.unwanted(&BTreeMap::new()).is_empty());
     }

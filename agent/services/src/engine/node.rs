@@ -29,7 +29,7 @@ pub(super) fn keep(
 ) -> Result<usize, TableError> {
     let written = addresses::<V4>(host, maps.nodes4())?.saturating_add(addresses::<V6>(host, maps.nodes6())?);
     let wanted = configuration(cfg, host);
-    if maps.config().read()?.iter().all(|told| *told != (0, wanted)) {
+    if maps.config().read()?.iter().all(|entry| *entry != (0, wanted)) {
         maps.config().put(&[(0, wanted)])?;
         return Ok(written.saturating_add(1));
     }

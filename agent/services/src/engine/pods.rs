@@ -21,7 +21,7 @@ const HOST: Client = Client { v4: 0, v6: [0; 4], flags: client::HOST };
 
 /// The map entries of one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Held {
+struct PodEntries {
     /// The namespace's inode. Where inode, addresses and flags are the same, the other fields are too.
     inode: u64,
     ips: Vec<IpAddr>,
@@ -33,17 +33,17 @@ struct Held {
 /// The pods in the maps, with the changes that are still to be written.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
-    held: BTreeMap<PodUid, Held>,
+    held: BTreeMap<PodUid, PodEntries>,
     /// Pods to observe: they changed, or their network was not found last time.
     again: BTreeSet<PodUid>,
     /// Entries of gone or changed pods that are still in the maps.
-    leaving: Vec<Held>,
+    leaving: Vec<PodEntries>,
     /// The host-side devices of all pods.
     devices: BTreeSet<u32>,
     /// Whether the maps were read once. The first read deletes the entries that belong to no pod.
     read: bool,
     /// Whether networks are read again even where the inode is the same.
-    anew: bool,
+    reread: bool,
     /// Number of pods for which the maps have space.
     capacity: Option<usize>,
     /// Cookie of the host's own network namespace, once its entry is in the maps.
@@ -59,7 +59,7 @@ impl Pods {
     /// Marks all pods for observation, also pods without a visible change: a pod's pair of devices may have
     /// been created again in the same namespace.
     pub(super) fn all_changed(&mut self, seen: &BTreeMap<PodUid, ObservedPod>) {
-        self.anew = true;
+        self.reread = true;
         self.again.extend(seen.keys().chain(self.held.keys()).cloned());
     }
 
@@ -94,7 +94,7 @@ impl Pods {
             }
         }
         self.again = later;
-        self.anew = false;
+        self.reread = false;
         for (uid, now) in found {
             let before = match &now {
                 Some(held) if self.held.get(&uid) == Some(held) => continue,
@@ -147,12 +147,12 @@ impl Pods {
         kernel: &impl DatapathBackend,
         uid: &PodUid,
         pod: &ObservedPod,
-    ) -> Result<Held, crate::Cause> {
+    ) -> Result<PodEntries, crate::Cause> {
         let (inode, ips) = (kernel.network_inode(uid)?, &pod.status.pod_ips);
         let out = pod.pod.annotations.get(SOCKET_HOOKS).is_some_and(|value| value == "off");
         let flags = if out { local_pod::NO_SOCKET_HOOKS } else { 0 };
-        let same = |h: &&Held| h.inode == inode && h.ips == *ips && h.client.flags == flags;
-        if let Some(held) = self.held.get(uid).filter(same).filter(|_| !self.anew) {
+        let same = |h: &&PodEntries| h.inode == inode && h.ips == *ips && h.client.flags == flags;
+        if let Some(held) = self.held.get(uid).filter(same).filter(|_| !self.reread) {
             return Ok(held.clone());
         }
         let network = kernel.network(uid)?;
@@ -171,11 +171,11 @@ impl Pods {
             mac: p.pod_mac,
             host_mac: p.host_mac,
         });
-        Ok(Held { inode, ips: ips.clone(), cookie: network.cookie, client, device })
+        Ok(PodEntries { inode, ips: ips.clone(), cookie: network.cookie, client, device })
     }
 
     /// Deletes a pod's entries, except those that another pod has by now.
-    fn take_out(&self, maps: &mut impl NodeTables, held: &Held) -> Result<(), TableError> {
+    fn take_out(&self, maps: &mut impl NodeTables, held: &PodEntries) -> Result<(), TableError> {
         if self.held.values().all(|w| w.cookie != held.cookie) {
             maps.clients().delete(&[held.cookie])?;
         }
@@ -267,12 +267,12 @@ fn has_own_network(pod: &ObservedPod) -> bool {
 }
 
 /// The host-side device of a pod, with the pod's addresses.
-fn pod_device(held: &Held) -> Option<(u32, PodDevice)> {
+fn pod_device(held: &PodEntries) -> Option<(u32, PodDevice)> {
     let Client { v4, v6, .. } = held.client;
     held.device.map(|device| (device.ifindex, PodDevice { v4, v6, flags: device.flags }))
 }
 
-fn put(maps: &mut impl NodeTables, held: &Held) -> Result<(), TableError> {
+fn put(maps: &mut impl NodeTables, held: &PodEntries) -> Result<(), TableError> {
     maps.clients().put(&[(held.cookie, held.client)])?;
     maps.pod_devices().put(pod_device(held).as_slice())?;
     let Some(device) = held.device else { return Ok(()) };

@@ -15,13 +15,13 @@ pub(super) struct DebouncedPublisher {
     settle: Duration,
     dirty: bool,
     due: Option<Boottime>,
-    told: bool,
+    failure_logged: bool,
 }
 
 impl DebouncedPublisher {
     /// New publisher. Its data count as changed, so the first round starts a publication.
     pub(super) fn new(what: &'static str, settle: Duration) -> DebouncedPublisher {
-        DebouncedPublisher { what, settle, dirty: true, due: None, told: false }
+        DebouncedPublisher { what, settle, dirty: true, due: None, failure_logged: false }
     }
 
     /// Marks the data as changed.
@@ -43,9 +43,9 @@ impl DebouncedPublisher {
             return Some(due);
         }
         match publish() {
-            Ok(()) => (self.due, self.dirty, self.told) = (None, false, false),
+            Ok(()) => (self.due, self.dirty, self.failure_logged) = (None, false, false),
             Err(error) => {
-                if !std::mem::replace(&mut self.told, true) {
+                if !std::mem::replace(&mut self.failure_logged, true) {
                     tracing::error!(error = %Chain(&*error), "{} not published; tried again", self.what);
                 }
                 self.due = Some(now + RETRY);

@@ -13,8 +13,8 @@ use std::{
 
 /// The versions of the object of one name.
 #[derive(Debug)]
-struct Held<T> {
-    told: Option<Arc<T>>,
+struct MergedObject<T> {
+    reported: Option<Arc<T>>,
     /// The object of the highest source.
     now: Option<(usize, Arc<T>)>,
     /// Objects of lower sources; usually empty.
@@ -24,7 +24,7 @@ struct Held<T> {
 /// Merged objects of all sources. Where several sources have an object of one name, the highest source wins.
 #[derive(Debug)]
 pub(super) struct SourceMerge<T> {
-    held: BTreeMap<PodKey, Held<T>>,
+    held: BTreeMap<PodKey, MergedObject<T>>,
     touched: BTreeSet<PodKey>,
 }
 
@@ -45,7 +45,7 @@ impl<T: Keyed> SourceMerge<T> {
         }
         for object in changes.now {
             let key = object.key().clone();
-            let new = || Held { told: None, now: None, hidden: Vec::new() };
+            let new = || MergedObject { reported: None, now: None, hidden: Vec::new() };
             self.held.entry(key.clone()).or_insert_with(new).put(source, object);
             self.touched.insert(key);
         }
@@ -58,17 +58,17 @@ impl<T: Keyed> SourceMerge<T> {
         for key in mem::take(&mut self.touched) {
             let Some(held) = self.held.get_mut(&key) else { continue };
             let now = held.now.as_ref().map(|(_, object)| object);
-            match (&held.told, now) {
-                (Some(told), Some(now)) if Arc::ptr_eq(told, now) => {}
+            match (&held.reported, now) {
+                (Some(reported), Some(now)) if Arc::ptr_eq(reported, now) => {}
                 (_, Some(now)) => {
-                    changes.replaced.extend(held.told.replace(Arc::clone(now)));
+                    changes.replaced.extend(held.reported.replace(Arc::clone(now)));
                     changes.now.push(Arc::clone(now));
                 }
                 (Some(_), None) if !all => {
                     self.touched.insert(key);
                 }
                 (_, None) => {
-                    changes.gone.extend(held.told.take());
+                    changes.gone.extend(held.reported.take());
                     self.held.remove(&key);
                 }
             }
@@ -78,16 +78,16 @@ impl<T: Keyed> SourceMerge<T> {
 
     /// The object of that name, as last passed on.
     pub(super) fn get(&self, key: &PodKey) -> Option<&Arc<T>> {
-        self.held.get(key)?.told.as_ref()
+        self.held.get(key)?.reported.as_ref()
     }
 
     /// All objects as last passed on, in order of their names.
     pub(super) fn all(&self) -> impl Iterator<Item = &T> {
-        self.held.values().filter_map(|held| held.told.as_deref())
+        self.held.values().filter_map(|held| held.reported.as_deref())
     }
 }
 
-impl<T> Held<T> {
+impl<T> MergedObject<T> {
     fn put(&mut self, source: usize, object: Arc<T>) {
         self.hidden.retain(|(s, _)| *s != source);
         match &self.now {

@@ -25,15 +25,15 @@ pub(super) fn end_sockets(
 ) -> usize {
     let lost: Vec<StalePeer> = dead.iter().copied().collect();
     let backends: HashSet<SocketAddr> = lost.iter().map(|l| l.backend).collect();
-    let mut tell = |error: &Error| {
+    let mut warn_once = |error: &Error| {
         if !mem::replace(blind, true) {
             tracing::warn!(
                 error = %Chain(error),
-                "which Service sockets came by cannot be read: all sockets to backends that are gone are ended"
+                "cannot read the records of sockets: all sockets to stale backends are ended"
             );
         }
     };
-    let mut records = SocketRecords::open(pins).inspect_err(&mut tell).ok();
+    let mut records = SocketRecords::open(pins).inspect_err(&mut warn_once).ok();
     let mut ended: usize = 0;
     for netns in namespaces {
         // The pod has no network of its own, or is gone.
@@ -43,7 +43,7 @@ pub(super) fn end_sockets(
             None => loader::destroy_sockets(&file, Proto::Udp, &backends),
         };
         if let Err(error @ Error::Map { .. }) = &done {
-            tell(error);
+            warn_once(error);
             records = None;
             done = loader::destroy_sockets(&file, Proto::Udp, &backends);
         }

@@ -75,13 +75,13 @@ pub fn read_network(named: &[String]) -> io::Result<KernelNetwork> {
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut asked = RouteMessage::default();
         asked.header.address_family = family;
-        let told = match dump(RouteNetlinkMessage::GetRoute(asked)) {
-            Ok(told) => told,
+        let messages = match dump(RouteNetlinkMessage::GetRoute(asked)) {
+            Ok(messages) => messages,
             // The kernel does not support this family.
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
             Err(e) => return Err(e),
         };
-        routes.extend(told.iter().filter_map(|message| match message {
+        routes.extend(messages.iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewRoute(route) => default_route(route),
             _ => None,
         }));
@@ -204,7 +204,7 @@ impl DeviceEvents {
     /// Reads the pending events. Returns whether the network must be read again.
     pub fn drain(&self) -> bool {
         match self.0.events.drain() {
-            Ok(told) => told.iter().any(|message| self.matters(message)),
+            Ok(messages) => messages.iter().any(|message| self.matters(message)),
             // Lost or unreadable events may have been relevant.
             Err(_lost) => true,
         }

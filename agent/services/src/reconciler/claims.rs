@@ -39,7 +39,7 @@ impl<A: Net> Family<A> {
                 self.unfit.keys.remove(key);
             }
         }
-        self.told.remove(&(*key, id));
+        self.notified.remove(&(*key, id));
         self.touched.insert(*key);
     }
 

@@ -23,14 +23,14 @@ pub(super) struct Overflow<A> {
     /// Ports that are published in part.
     pub(super) ports: BTreeSet<u32>,
     /// Ports published in part whose owners have a notice.
-    pub(super) told: BTreeSet<u32>,
+    pub(super) notified: BTreeSet<u32>,
     /// Free entries at the time the overflow was found: services, chunks, members.
     pub(super) room: [usize; 3],
 }
 
 impl<A> Default for Overflow<A> {
     fn default() -> Self {
-        Overflow { keys: HashSet::new(), ports: BTreeSet::new(), told: BTreeSet::new(), room: [0; 3] }
+        Overflow { keys: HashSet::new(), ports: BTreeSet::new(), notified: BTreeSet::new(), room: [0; 3] }
     }
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Family<A> {
     /// UDP keys found in the tables at the last read.
     pub(super) adopted_udp: Vec<UdpKey<A>>,
     /// Conflicts whose losing port has a notice: key and the port's id.
-    pub(super) told: HashSet<(ServiceKey<A>, u32)>,
+    pub(super) notified: HashSet<(ServiceKey<A>, u32)>,
 }
 
 impl<A> Default for Family<A> {
@@ -86,7 +86,7 @@ impl<A> Default for Family<A> {
             synced: false,
             adopted: HashMap::new(),
             adopted_udp: Vec::new(),
-            told: HashSet::new(),
+            notified: HashSet::new(),
         }
     }
 }
@@ -94,8 +94,8 @@ impl<A> Default for Family<A> {
 impl<A: Net> Family<A> {
     /// Resets the family, but keeps the record of notices already made.
     pub(super) fn forget(&mut self) {
-        let (told, unfit) = (std::mem::take(&mut self.told), std::mem::take(&mut self.unfit));
-        *self = Family { told, unfit, ..Family::default() };
+        let (notified, unfit) = (std::mem::take(&mut self.notified), std::mem::take(&mut self.unfit));
+        *self = Family { notified, unfit, ..Family::default() };
     }
 
     /// Sets the ports of one Service, whose earlier ports are `before`. Returns the ids of the new ports.
@@ -203,7 +203,7 @@ impl<A: Net> Family<A> {
         for (key, _) in &port.wanted.frontends {
             self.unclaim(id, key);
         }
-        self.told.retain(|(_, told)| *told != id);
+        self.notified.retain(|(_, notified)| *notified != id);
         stale.extend(port.flows.iter().flat_map(|b| stale_backends(id, b, &port.client_frontends)));
     }
 

@@ -31,8 +31,8 @@ impl<A: Net> Family<A> {
         for id in claims {
             let Some(loser) = self.ports.get(id) else { continue };
             if Some(*id) == holder {
-                self.told.remove(&(*key, *id));
-            } else if self.told.insert((*key, *id)) {
+                self.notified.remove(&(*key, *id));
+            } else if self.notified.insert((*key, *id)) {
                 let (address, port) = shown(key);
                 let why = NoticeReason::Taken { address, port, transport, by: by.clone() };
                 notices.push(loser.owner.notice(why));
@@ -42,14 +42,14 @@ impl<A: Net> Family<A> {
 
     /// Notices of all present conflicts and of entries that do not fit.
     pub(super) fn notices(&self) -> impl Iterator<Item = Notice> {
-        let conflicts = self.told.iter().filter_map(|(key, id)| {
+        let conflicts = self.notified.iter().filter_map(|(key, id)| {
             let loser = self.ports.get(id)?;
             let by = self.held_by(key)?.service.clone();
             let (address, port) = shown(key);
             Some(loser.owner.notice(NoticeReason::Taken { address, port, transport: transport(key), by }))
         });
         let keys = self.unfit.keys.iter().filter_map(|key| self.no_room(key));
-        let ports = self.unfit.told.iter().filter_map(|id| Some(self.ports.get(id)?.cut_short(*id)));
+        let ports = self.unfit.notified.iter().filter_map(|id| Some(self.ports.get(id)?.cut_short(*id)));
         conflicts.chain(keys).chain(ports)
     }
 

@@ -262,13 +262,13 @@ impl<A: Net> Family<A> {
         }
         let ports = &self.ports;
         self.unfit.ports.retain(|id| ports.get(id).is_some_and(|port| port.reduced));
-        self.unfit.told.retain(|id| self.unfit.ports.contains(id));
+        self.unfit.notified.retain(|id| self.unfit.ports.contains(id));
         // No notice is made while space is about to become free or an entry can be tried again.
         if self.resting.is_empty() && !self.grew(to) {
-            for id in self.unfit.ports.difference(&self.unfit.told) {
+            for id in self.unfit.ports.difference(&self.unfit.notified) {
                 to.notices.extend(self.ports.get(id).map(|port| port.cut_short(*id)));
             }
-            self.unfit.told.clone_from(&self.unfit.ports);
+            self.unfit.notified.clone_from(&self.unfit.ports);
         }
     }
 }

@@ -20,7 +20,7 @@ fn nothing_is_written_before_all_is_known() {
     assert_eq!(backends(&world, "10.96.0.1"), Some(1));
     let state = world.state();
     assert_eq!((state.opened, state.hooked, state.configured), (1, 1, 1));
-    assert_eq!(state.attached.get(&70), Some(&Role::Pod));
+    assert_eq!(state.attached.get(&70), Some(&DeviceRole::Pod));
     assert_eq!(state.clients.keys().copied().collect::<Vec<_>>(), [HOST, 70]);
 }
 

@@ -13,7 +13,7 @@ fn devices_and_addresses_are_followed() {
     };
     let world = listed();
     // An earlier agent attached loopback as an uplink.
-    world.state().attached.insert(1, Role::Uplink);
+    world.state().attached.insert(1, DeviceRole::Uplink);
     world.state().devices = [
         ("lo".to_owned(), device(1, &["127.0.0.1", "::1", "10.96.0.10"], false)),
         ("eth0".to_owned(), device(2, &["192.0.2.1"], false)),

@@ -18,7 +18,7 @@ use berth_core::{
     time::Wall,
 };
 use berth_ebpf_abi::{client, local_pod};
-use berth_ebpf_loader::{Frontend, Role, StalePeer};
+use berth_ebpf_loader::{DeviceRole, Frontend, StalePeer};
 use berth_services::{Config, Device, Engine, Net as _, NoticeReason, ObservedPod};
 use std::{
     net::IpAddr,

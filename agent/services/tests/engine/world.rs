@@ -11,7 +11,7 @@ use berth_core::{
     status::{Phase, PodStatus},
 };
 use berth_ebpf_abi::{Client, LocalPod, NodeAddress, PodDevice, V4};
-use berth_ebpf_loader::{Role, StalePeer};
+use berth_ebpf_loader::{DeviceRole, StalePeer};
 use berth_services::{DatapathHealth, Device, Notice, ObservedPod, PodNetwork, VethPair};
 pub(crate) use kernel::FakeKernel;
 pub(crate) use node::FakeNode;
@@ -57,7 +57,7 @@ pub(crate) struct State {
     // Effects of the engine.
     pub(crate) opened: usize,
     pub(crate) hooked: usize,
-    pub(crate) attached: BTreeMap<u32, Role>,
+    pub(crate) attached: BTreeMap<u32, DeviceRole>,
     /// Attached devices, each with the number of table writes before it.
     pub(crate) attached_at: Vec<(u32, usize)>,
     pub(crate) ended: Vec<(BTreeSet<StalePeer>, Vec<PodUid>)>,

@@ -1,6 +1,6 @@
 //! The next hop of a translated packet.
 
-use super::{FlowMaps, Forwarding, Hook, NextHop};
+use super::{FlowMaps, Forwarding, NextHop, PacketHook};
 use crate::Family;
 use berth_ebpf_abi::{Flow, LocalPod, flow, local_pod};
 
@@ -11,11 +11,11 @@ use berth_ebpf_abi::{Flow, LocalPod, flow, local_pod};
 #[inline(always)]
 pub(super) fn next_hop<A: Family, M: FlowMaps<A>>(
     maps: &M,
-    hook: Hook,
+    hook: PacketHook,
     entry: &Flow<A>,
     pod: &mut LocalPod,
 ) -> NextHop {
-    if hook == Hook::Egress {
+    if hook == PacketHook::Egress {
         return NextHop::Stack;
     }
     let reply = entry.flags & flow::REPLY != 0;
@@ -40,7 +40,11 @@ pub(super) fn next_hop<A: Family, M: FlowMaps<A>>(
 
 /// [`next_hop`] together with the pod.
 #[inline(always)]
-pub(super) fn forwarding<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, entry: &Flow<A>) -> Forwarding {
+pub(super) fn forwarding<A: Family, M: FlowMaps<A>>(
+    maps: &M,
+    hook: PacketHook,
+    entry: &Flow<A>,
+) -> Forwarding {
     let mut pod = LocalPod::default();
     next_hop(maps, hook, entry, &mut pod).with(pod)
 }

@@ -1,7 +1,7 @@
 //! Opening of a flow by a connection's first packet: masquerade, source port and entries.
 
 use super::{
-    Class, Dropped, FlowContext, FlowMaps, Hook, Put, Sockets, Verdict,
+    Class, Dropped, FlowContext, FlowMaps, PacketHook, PacketVerdict, Put, Sockets,
     class::{evict, find, forget, make_room},
     lifetime::{is_closed, is_over},
     next_hop::forwarding,
@@ -31,33 +31,33 @@ const CLOSED_TOO: u32 = 32;
 pub fn open_flow<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     maps: &M,
     sockets: &S,
-    hook: Hook,
+    hook: PacketHook,
     ctx: &mut FlowContext<A>,
-) -> Verdict {
+) -> PacketVerdict {
     let kept = frontend::OUTSIDE_LOCAL | frontend::EXTERNAL;
     let client = ctx.packet.tuple.src;
     let masquerade = if ctx.backend & backend::HOST_NETWORK != 0 {
         false
-    } else if hook == Hook::Pod {
+    } else if hook == PacketHook::Pod {
         ctx.entry.to.dst == client || maps.masquerades_all()
     } else {
         ctx.frontend & kept != kept
     };
     ctx.entry.to.src = if masquerade { maps.masquerade() } else { client };
     if ctx.entry.to.src == A::ANY {
-        return Verdict::Drop(Dropped::Address);
+        return PacketVerdict::Drop(Dropped::Address);
     }
     ctx.entry.to.src_port = ctx.packet.tuple.src_port;
     ctx.entry.to.proto = ctx.packet.tuple.proto;
     ctx.entry.to.pad = ctx.packet.tuple.pad;
     ctx.entry.flags = if masquerade { flow::MASQUERADE } else { 0 };
-    ctx.entry.ifindex = if hook == Hook::Pod { 0 } else { ctx.packet.ifindex };
+    ctx.entry.ifindex = if hook == PacketHook::Pod { 0 } else { ctx.packet.ifindex };
     ctx.entry.seen_s = maps.now_s();
     ctx.entry.since_s = ctx.entry.seen_s;
     let class = Class::first(ctx.packet.tuple.proto);
     if !make_room(maps, class, ctx, ctx.entry.seen_s) {
         maps.count(count::FLOW_REFUSED, class);
-        return Verdict::Drop(Dropped::Full);
+        return PacketVerdict::Drop(Dropped::Full);
     }
     let [first, last] = maps.ports();
     let source_port = u16::from_be(ctx.packet.tuple.src_port);
@@ -74,7 +74,7 @@ pub fn open_flow<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
         ctx.claimed = claim(maps, sockets, class, ctx, tried >= CLOSED_TOO);
         ctx.claimed
     });
-    if ctx.claimed { enter(maps, hook, class, ctx) } else { Verdict::Drop(Dropped::Ports) }
+    if ctx.claimed { enter(maps, hook, class, ctx) } else { PacketVerdict::Drop(Dropped::Ports) }
 }
 
 /// Fills in the entry of the answers.
@@ -146,7 +146,12 @@ fn claim<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
 
 /// Writes the entry of the client's packets. If another processor was faster, its choice stays.
 #[inline(always)]
-fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, class: Class, ctx: &mut FlowContext<A>) -> Verdict {
+fn enter<A: Family, M: FlowMaps<A>>(
+    maps: &M,
+    hook: PacketHook,
+    class: Class,
+    ctx: &mut FlowContext<A>,
+) -> PacketVerdict {
     let mut put = maps.insert(class, &ctx.packet.tuple, &ctx.entry);
     if put == Put::Full {
         evict(maps, class, ctx, ctx.entry.seen_s);
@@ -155,16 +160,16 @@ fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, class: Class, ctx: &mu
     if put == Put::Full {
         maps.remove(class, &ctx.back);
         maps.count(count::FLOW_REFUSED, class);
-        return Verdict::Drop(Dropped::Full);
+        return PacketVerdict::Drop(Dropped::Full);
     }
     if put == Put::Exists {
         if !find(maps, &ctx.packet.tuple, &mut ctx.entry) {
-            return Verdict::Drop(Dropped::Ports);
+            return PacketVerdict::Drop(Dropped::Ports);
         }
         if !is_reverse(&ctx.entry.to, &ctx.back) {
             forget(maps, &ctx.back);
         }
     }
     note_fragment(maps, ctx);
-    Verdict::Translate(forwarding(maps, hook, &ctx.entry))
+    PacketVerdict::Translate(forwarding(maps, hook, &ctx.entry))
 }

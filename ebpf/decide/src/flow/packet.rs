@@ -4,7 +4,7 @@ use berth_ebpf_abi::{Addr, Begun, Flow, LocalPod, Tuple};
 
 /// Place where a packet is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
+pub enum PacketHook {
     /// Ingress of a device that leads out of the node.
     Uplink,
     /// Ingress of a pod's device: the pod sent the packet.
@@ -114,7 +114,7 @@ impl NextHop {
 
 /// Verdict about a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PacketVerdict {
     /// The packet continues unchanged.
     Pass,
     /// The packet is dropped.

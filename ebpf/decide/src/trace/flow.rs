@@ -121,7 +121,10 @@ impl<A: Family, M: FlowMaps<A>> FlowMaps<A> for Trace<'_, A, M> {
 mod tests {
     use super::*;
     use crate::{
-        flow::{FlowContext, Forwarding, Hook, Packet, TCP, Verdict, decide_packet, memory::Flows, tcp},
+        flow::{
+            FlowContext, Forwarding, Packet, PacketHook, PacketVerdict, TCP, decide_packet, memory::Flows,
+            tcp,
+        },
         memory::Tables,
     };
     use berth_ebpf_abi::{Backend, INLINE, Service, ServiceKey, V4, flow, tag};
@@ -150,7 +153,10 @@ mod tests {
     fn a_packet_s_decision_is_written_down_and_the_tables_are_not() {
         let (flows, mut ctx) = dial();
         let trace = Trace::new(&flows);
-        assert_eq!(decide_packet(&trace, Hook::Pod, &mut ctx), Verdict::Translate(Forwarding::Stack));
+        assert_eq!(
+            decide_packet(&trace, PacketHook::Pod, &mut ctx),
+            PacketVerdict::Translate(Forwarding::Stack)
+        );
         assert_eq!((ctx.to().dst, ctx.to().dst_port), (9, 8080));
         assert!(flows.flows.borrow().is_empty());
         let steps = trace.steps();
@@ -168,7 +174,10 @@ mod tests {
 
         // The untraced decision must have the same result.
         let (flows, mut untraced) = dial();
-        assert_eq!(decide_packet(&flows, Hook::Pod, &mut untraced), Verdict::Translate(Forwarding::Stack));
+        assert_eq!(
+            decide_packet(&flows, PacketHook::Pod, &mut untraced),
+            PacketVerdict::Translate(Forwarding::Stack)
+        );
         assert_eq!(untraced.to(), ctx.to());
     }
 }

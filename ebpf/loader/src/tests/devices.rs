@@ -2,7 +2,7 @@
 
 use super::{Scratch, in_new_netns, scratch::ip};
 use crate::{
-    DeviceLink, Pins, Place, Role, attach_device, collect_flows, detach_device, devices, enable_stats,
+    DeviceLink, DeviceRole, Pins, Place, attach_device, collect_flows, detach_device, devices, enable_stats,
     pins::{make_dir, pin_over},
     report,
     sys::{load_classifier, test_run},
@@ -37,7 +37,7 @@ fn a_device_is_attached_adopted_swapped_and_attached_anew_when_replaced() {
     pin_programs(&pins);
     in_new_netns(|| {
         ip("link add berth0 index 70 type veth peer name berth1 index 71");
-        attach_device(&pins, 70, Role::Pod).unwrap();
+        attach_device(&pins, 70, DeviceRole::Pod).unwrap();
         let live = |place| {
             let link =
                 |place| DeviceLink { ifindex: 70, place, live: true, program: program_id(&pins, place) };
@@ -45,24 +45,24 @@ fn a_device_is_attached_adopted_swapped_and_attached_anew_when_replaced() {
         };
         assert_eq!(devices(&pins).unwrap(), live(Place::Pod));
         let first = link_ids(&pins);
-        attach_device(&pins, 70, Role::Pod).unwrap();
+        attach_device(&pins, 70, DeviceRole::Pod).unwrap();
         assert_eq!(link_ids(&pins), first, "adopted");
 
         pin_programs(&pins);
-        attach_device(&pins, 70, Role::Pod).unwrap();
+        attach_device(&pins, 70, DeviceRole::Pod).unwrap();
         assert_eq!(link_ids(&pins), first, "swapped in the same link");
         assert_eq!(devices(&pins).unwrap(), live(Place::Pod));
 
-        attach_device(&pins, 70, Role::Uplink).unwrap();
+        attach_device(&pins, 70, DeviceRole::Uplink).unwrap();
         assert_eq!(devices(&pins).unwrap(), live(Place::Uplink), "one role at a time");
 
         ip("link del berth0");
         let gone = devices(&pins).unwrap();
         assert_eq!(gone.iter().map(|link| link.live).collect::<Vec<_>>(), [false, false]);
-        assert!(attach_device(&pins, 70, Role::Uplink).is_err(), "there is no such device");
+        assert!(attach_device(&pins, 70, DeviceRole::Uplink).is_err(), "there is no such device");
         ip("link add berth0 index 70 type veth peer name berth1 index 71");
         let second = link_ids(&pins);
-        attach_device(&pins, 70, Role::Uplink).unwrap();
+        attach_device(&pins, 70, DeviceRole::Uplink).unwrap();
         assert_eq!(devices(&pins).unwrap(), live(Place::Uplink));
         assert_ne!(link_ids(&pins), second, "the old link belongs to the dead device");
 
@@ -83,14 +83,14 @@ fn many_devices_are_attached_at_once() {
         }
         let start = Instant::now();
         for i in 8..16 {
-            attach_device(&pins, 100 + i, Role::Pod).unwrap();
+            attach_device(&pins, 100 + i, DeviceRole::Pod).unwrap();
         }
         println!("8 devices one by one in {:?}", start.elapsed());
         let start = Instant::now();
         thread::scope(|scope| {
             for i in 0..8 {
                 let pins = &pins;
-                scope.spawn(move || attach_device(pins, 100 + i, Role::Pod).unwrap());
+                scope.spawn(move || attach_device(pins, 100 + i, DeviceRole::Pod).unwrap());
             }
         });
         println!("8 devices at once in {:?}", start.elapsed());
@@ -123,7 +123,7 @@ fn without_programs_nothing_is_attached_and_it_is_told() {
     let pins = scratch.pins();
     make_dir(pins.root()).unwrap();
     pins.make().unwrap();
-    assert!(attach_device(&pins, 1, Role::Pod).is_err());
+    assert!(attach_device(&pins, 1, DeviceRole::Pod).is_err());
     crate::load(&pins, crate::OBJECT, |_| {}).unwrap();
     let datapath = crate::Datapath::open(&pins, crate::Access::Write).unwrap();
     pin_over(load_classifier(3).unwrap().as_fd(), &pins.programs().join("tc_gc")).unwrap();

@@ -2,8 +2,8 @@
 
 use super::{Cgroup, Scratch, kills, other_build};
 use crate::{
-    Access, Attached, Datapath, Error, Hook, OBJECT, Pins, Prepared, Sizes, SocketRecords, attach, detach,
-    digest, load, load_sized,
+    Access, Attached, Datapath, Error, OBJECT, Pins, Prepared, Sizes, SocketHook, SocketRecords, attach,
+    detach, digest, load, load_sized,
     object::Contents,
     pins::{list, make_dir, pin_over},
     prepare, report,
@@ -35,7 +35,7 @@ pub(super) fn assert_whole(pins: &Pins, object: &[u8]) {
     let names: Vec<_> = report.maps.iter().map(|map| &map.name).collect();
     assert_eq!(names, contents.maps.iter().map(|map| &map.name).collect::<Vec<_>>());
     SocketRecords::open(pins).unwrap();
-    assert_eq!(report.links.len(), Hook::ALL.len(), "{:?}", report.links);
+    assert_eq!(report.links.len(), SocketHook::ALL.len(), "{:?}", report.links);
     for link in report.links {
         let program = report.programs.iter().find(|program| program.name == link.name).unwrap();
         assert!(link.live && link.program == program.id, "{link:?} {program:?}");

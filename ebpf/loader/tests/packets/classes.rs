@@ -12,7 +12,7 @@ use berth_ebpf_abi::{
     Backend, Flow, LocalPod, NodeAddress, Service, ServiceKey, Tuple, V4, V6, backend, config, count,
     frontend, local_pod, tag,
 };
-use berth_ebpf_decide::flow::{Class, Hook, TCP, UDP, reverse, tcp};
+use berth_ebpf_decide::flow::{Class, PacketHook, TCP, UDP, reverse, tcp};
 use berth_ebpf_loader::{Access, CounterMap, Datapath, Map, Plain, Sizes, load_sized};
 
 /// `TC_ACT_REDIRECT`.
@@ -111,10 +111,10 @@ fn flood<A: Net + Plain>(tables: &Tables<'_, A>, programs: &Programs, limits: [u
     };
     let send =
         |hook, tuple, flags| programs.at(hook).run(&frame(&spec(tuple, flags))).unwrap().value == REDIRECT;
-    let asks = |tuple, flags| send(Hook::Uplink, tuple, flags);
+    let asks = |tuple, flags| send(PacketHook::Uplink, tuple, flags);
     let answers = |tuple: Tuple<A>, flags| {
         let back = Tuple { src: pod, src_port: 8080_u16.to_be(), ..reverse(&tuple) };
-        send(Hook::Pod, back, flags)
+        send(PacketHook::Pod, back, flags)
     };
     let opens = |tuple| {
         asks(tuple, tcp::SYN)

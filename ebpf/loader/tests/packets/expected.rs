@@ -1,7 +1,7 @@
 //! What a program must make of a packet, by the decision in memory.
 
 use crate::frame::{Net, Spec, frame, refusal};
-use berth_ebpf_decide::flow::{FlowContext, Forwarding, Part, Verdict};
+use berth_ebpf_decide::flow::{FlowContext, Forwarding, PacketVerdict, Part};
 
 /// Return values of a tcx program: `TCX_NEXT`, `TCX_DROP`, `TCX_REDIRECT`.
 pub(crate) const NEXT: u32 = u32::MAX;
@@ -12,17 +12,17 @@ pub(crate) const REDIRECT: u32 = 7;
 pub(crate) fn expected<A: Net>(
     spec: &Spec<A>,
     sent: &[u8],
-    verdict: &Verdict,
+    verdict: &PacketVerdict,
     ctx: &FlowContext<A>,
 ) -> (u32, Vec<u8>) {
     match verdict {
-        Verdict::Pass => (NEXT, sent.to_vec()),
-        Verdict::Drop(_) => (SHOT, Vec::new()),
+        PacketVerdict::Pass => (NEXT, sent.to_vec()),
+        PacketVerdict::Drop(_) => (SHOT, Vec::new()),
         // The program writes no answer to an IPv6 packet with a fragment header.
-        Verdict::Reject if spec.part != Part::Whole && A::ICMP != 1 => (SHOT, Vec::new()),
-        Verdict::Reject => (REDIRECT, refusal(spec)),
-        Verdict::Forward(pod) => (REDIRECT, frame(&Spec { macs: (pod.mac, pod.host_mac), ..*spec })),
-        Verdict::Translate(via) => {
+        PacketVerdict::Reject if spec.part != Part::Whole && A::ICMP != 1 => (SHOT, Vec::new()),
+        PacketVerdict::Reject => (REDIRECT, refusal(spec)),
+        PacketVerdict::Forward(pod) => (REDIRECT, frame(&Spec { macs: (pod.mac, pod.host_mac), ..*spec })),
+        PacketVerdict::Translate(via) => {
             let mut after = *spec;
             let to = ctx.to();
             if spec.part == Part::Error {

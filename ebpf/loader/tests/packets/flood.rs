@@ -7,7 +7,7 @@ use crate::{
     world::{CLIENTS, Programs, VIPS, configure, spec},
 };
 use berth_ebpf_abi::{Service, ServiceKey, Tuple, V4, V6, config, count, tag};
-use berth_ebpf_decide::flow::{Hook, TCP, tcp};
+use berth_ebpf_decide::flow::{PacketHook, TCP, tcp};
 use berth_ebpf_loader::{Access, Datapath, Map, Plain, load};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -50,7 +50,7 @@ fn flood<A: Net + Plain>(
     service.put(&key, &Service { tag: tag(1, 1), id: 1, generation: 1, ..Service::default() }).unwrap();
     let tuple = Tuple { src, dst, src_port: 1000, dst_port: key.port, proto: TCP, pad: [0; 3] };
     let packet = frame(&spec(tuple, tcp::SYN));
-    let send = || programs.at(Hook::Uplink).run(&packet).unwrap().value;
+    let send = || programs.at(PacketHook::Uplink).run(&packet).unwrap().value;
     let (started, mut answered) = (Instant::now(), 0);
     for _ in 0..4000 {
         match send() {

@@ -11,7 +11,7 @@ use berth_ebpf_abi::{
     Backend, LocalPod, NodeAddress, PodDevice, Service, ServiceKey, Tuple, V4, V6, backend, config, count,
     frontend, local_pod, tag,
 };
-use berth_ebpf_decide::flow::{Dropped, Hook, TCP, UDP, tcp};
+use berth_ebpf_decide::flow::{Dropped, PacketHook, TCP, UDP, tcp};
 use berth_ebpf_loader::{Access, Datapath, Map, Plain, load};
 
 const NEXT: u32 = u32::MAX;
@@ -70,7 +70,7 @@ fn forged<A: Net + Plain>(tables: &Tables<'_, A>, maps: &Datapath, programs: &Pr
     };
     let sends = |src: A, dst: A, proto| {
         let tuple = Tuple { src, dst, src_port: 999, dst_port: 80_u16.to_be(), proto, pad: [0; 3] };
-        programs.at(Hook::Pod).run(&frame(&spec(tuple, tcp::SYN))).unwrap().value
+        programs.at(PacketHook::Pod).run(&frame(&spec(tuple, tcp::SYN))).unwrap().value
     };
     put(local_pod::DIRECT | local_pod::OWN_SOURCE);
     let strangers = [other, A::make(PODS, 77), A::make(NODES, 1), A::make(ELSEWHERE, 1), A::make(VIPS, 1)];
@@ -84,7 +84,7 @@ fn forged<A: Net + Plain>(tables: &Tables<'_, A>, maps: &Datapath, programs: &Pr
     let tuple = Tuple { src: other, dst: A::make(CLIENTS, 1), proto: TCP, ..Tuple::default() };
     let mut short = frame(&spec(tuple, tcp::SYN));
     short.truncate(if A::ICMP == 1 { 14 + 20 + 4 } else { 14 + 40 + 4 });
-    assert_eq!(programs.at(Hook::Pod).run(&short).unwrap().value, SHOT);
+    assert_eq!(programs.at(PacketHook::Pod).run(&short).unwrap().value, SHOT);
     let before = dropped();
     assert_eq!(sends(own, other, TCP), REDIRECT, "straight across");
     assert_eq!(sends(own, A::make(CLIENTS, 1), UDP), NEXT);
@@ -126,13 +126,13 @@ fn translated<A: Net + Plain>(tables: &Tables<'_, A>, maps: &Datapath, programs:
     };
     let answers = berth_ebpf_decide::flow::reverse(&asks);
     let run = |hook, tuple, flags| programs.at(hook).run(&frame(&spec(tuple, flags))).unwrap().value;
-    assert_eq!(run(Hook::Pod, answers, tcp::SYN | tcp::ACK), REDIRECT);
+    assert_eq!(run(PacketHook::Pod, answers, tcp::SYN | tcp::ACK), REDIRECT);
     // The client dialled another address, which the stack translated to this one, so the stack must deliver
     // the answer.
-    assert_eq!(run(Hook::Egress, asks, tcp::SYN), NEXT);
-    assert_eq!(run(Hook::Pod, answers, tcp::SYN | tcp::ACK), NEXT);
+    assert_eq!(run(PacketHook::Egress, asks, tcp::SYN), NEXT);
+    assert_eq!(run(PacketHook::Pod, answers, tcp::SYN | tcp::ACK), NEXT);
     assert_eq!(
-        run(Hook::Pod, Tuple { src_port: 81_u16.to_be(), ..answers }, tcp::ACK),
+        run(PacketHook::Pod, Tuple { src_port: 81_u16.to_be(), ..answers }, tcp::ACK),
         REDIRECT,
         "another one's"
     );
@@ -165,6 +165,6 @@ fn promiscuous<A: Net + Plain>(tables: &Tables<'_, A>, programs: &Programs) {
     let tuple = Tuple { src: A::make(CLIENTS, 1), dst, src_port: 1, dst_port: port, proto: TCP, pad: [0; 3] };
     let ours = spec(tuple, tcp::SYN);
     let theirs = crate::frame::Spec { macs: ([2, 9, 9, 9, 9, 9], THEIRS), ..ours };
-    assert_eq!(programs.at(Hook::Uplink).run(&frame(&theirs)).unwrap().value, NEXT);
-    assert_eq!(programs.at(Hook::Uplink).run(&frame(&ours)).unwrap().value, REDIRECT);
+    assert_eq!(programs.at(PacketHook::Uplink).run(&frame(&theirs)).unwrap().value, NEXT);
+    assert_eq!(programs.at(PacketHook::Uplink).run(&frame(&ours)).unwrap().value, REDIRECT);
 }

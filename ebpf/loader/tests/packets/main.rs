@@ -18,7 +18,7 @@ mod frame;
 mod world;
 
 use berth_ebpf_abi::{Tuple, V4, V6};
-use berth_ebpf_decide::flow::{Hook, Part, TCP, UDP, reverse, tcp};
+use berth_ebpf_decide::flow::{PacketHook, Part, TCP, UDP, reverse, tcp};
 use berth_ebpf_loader::{Access, Datapath, OBJECT, Plain, load, report};
 use frame::{Net, Spec};
 use world::{
@@ -206,7 +206,7 @@ fn client<A: Net + Plain>(world: &mut World<'_, A>) {
     if dice.one_in(40) {
         spec.ttl = 1;
     }
-    world.send(if inside { Hook::Pod } else { Hook::Uplink }, &spec);
+    world.send(if inside { PacketHook::Pod } else { PacketHook::Uplink }, &spec);
 }
 
 /// A packet of some connection, in either direction, at any hook.
@@ -223,7 +223,7 @@ fn along<A: Net + Plain>(world: &mut World<'_, A>) {
         tcp::FIN | tcp::ACK,
         tcp::FIN | tcp::ACK,
     ]);
-    let hook = *dice.of(&[Hook::Uplink, Hook::Pod, Hook::Egress]);
+    let hook = *dice.of(&[PacketHook::Uplink, PacketHook::Pod, PacketHook::Egress]);
     let mut spec = spec(key, flags);
     spec.unchecked = A::ICMP == 1 && key.proto == UDP && dice.one_in(4);
     world.send(hook, &spec);
@@ -242,7 +242,7 @@ fn across<A: Net + Plain>(world: &mut World<'_, A>) {
     };
     let flags = *dice.of(&[tcp::SYN, tcp::ACK]);
     let spec = spec(tuple, flags);
-    world.send(Hook::Pod, &spec);
+    world.send(PacketHook::Pod, &spec);
 }
 
 /// A packet that mostly has nothing to do with Services.
@@ -260,7 +260,7 @@ fn noise<A: Net + Plain>(world: &mut World<'_, A>) {
         proto,
         pad: [0; 3],
     };
-    let hook = *dice.of(&[Hook::Uplink, Hook::Pod, Hook::Egress]);
+    let hook = *dice.of(&[PacketHook::Uplink, PacketHook::Pod, PacketHook::Egress]);
     let spec = spec(tuple, tcp::SYN);
     world.send(hook, &spec);
 }
@@ -271,7 +271,7 @@ fn error<A: Net + Plain>(world: &mut World<'_, A>) {
     let dice = &mut world.dice;
     let key = if dice.one_in(8) { reverse(&key) } else { key };
     let from = if dice.one_in(2) { key.src } else { A::make(CLIENTS, 200) };
-    let hook = *dice.of(&[Hook::Uplink, Hook::Pod, Hook::Egress]);
+    let hook = *dice.of(&[PacketHook::Uplink, PacketHook::Pod, PacketHook::Egress]);
     let spec = Spec { outer: Some((from, key.dst)), part: Part::Error, ..spec(key, 0) };
     world.send(hook, &spec);
 }
@@ -302,7 +302,7 @@ fn fragments<A: Net + Plain>(world: &mut World<'_, A>) {
     let rest =
         Spec { part: Part::Later(id_on_wire), tuple: Tuple { src_port: 0, dst_port: 0, ..tuple }, ..whole };
     if !world.dice.one_in(4) {
-        world.send(Hook::Uplink, &Spec { part: Part::First(id_on_wire), ..whole });
+        world.send(PacketHook::Uplink, &Spec { part: Part::First(id_on_wire), ..whole });
     }
-    world.send(Hook::Uplink, &rest);
+    world.send(PacketHook::Uplink, &rest);
 }

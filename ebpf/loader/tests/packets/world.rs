@@ -10,8 +10,8 @@ use berth_ebpf_abi::{
     tag,
 };
 use berth_ebpf_decide::flow::{
-    Class, FlowContext, Forwarding, Hook, Packet, Part, TCP, UDP, Verdict, collect, decide_packet,
-    memory::Flows, reverse,
+    Class, FlowContext, Forwarding, Packet, PacketHook, PacketVerdict, Part, TCP, UDP, collect,
+    decide_packet, memory::Flows, reverse,
 };
 use berth_ebpf_loader::{CounterMap, Datapath, Map, PacketProgram, Pins};
 use berth_harness::rng::Rng;
@@ -80,11 +80,11 @@ impl Programs {
         Programs { uplink: open("tc_uplink"), pod: open("tc_pod"), out: open("tc_out"), gc: open("tc_gc") }
     }
 
-    pub(crate) fn at(&self, hook: Hook) -> &PacketProgram {
+    pub(crate) fn at(&self, hook: PacketHook) -> &PacketProgram {
         match hook {
-            Hook::Uplink => &self.uplink,
-            Hook::Pod => &self.pod,
-            Hook::Egress => &self.out,
+            PacketHook::Uplink => &self.uplink,
+            PacketHook::Pod => &self.pod,
+            PacketHook::Egress => &self.out,
         }
     }
 }
@@ -295,7 +295,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
     }
 
     /// Sends a packet through both sides, and requires the same verdict, the same packet and the same flows.
-    pub(crate) fn send(&mut self, hook: Hook, spec: &Spec<A>) {
+    pub(crate) fn send(&mut self, hook: PacketHook, spec: &Spec<A>) {
         let sent = frame(spec);
         let mut seconds = vec![Self::second()];
         let answer = self.programs.at(hook).run(&sent).unwrap();
@@ -320,7 +320,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         for (second, script) in throws {
             self.model.tables.now_s.set(second);
             let kernel = &self.kernel;
-            let mut verdict = Verdict::Pass;
+            let mut verdict = PacketVerdict::Pass;
             let agrees = self.model.attempt(|model| {
                 *model.script.borrow_mut() = script.into();
                 let mut ctx = FlowContext::default();
@@ -333,10 +333,10 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
                     stays.iter().all(|(key, stay)| model.tables.affinity.borrow().get(key) == stay.as_ref());
                 let (value, want) = expected(spec, &sent, &verdict, &ctx);
                 // The limit of answers is reached, so this packet is dropped without an answer.
-                let quiet = verdict == Verdict::Reject && answer.value == SHOT;
+                let quiet = verdict == PacketVerdict::Reject && answer.value == SHOT;
                 let right = match verdict {
-                    Verdict::Reject if quiet => true,
-                    Verdict::Translate(Forwarding::Neighbour(0)) => {
+                    PacketVerdict::Reject if quiet => true,
+                    PacketVerdict::Translate(Forwarding::Neighbour(0)) => {
                         answer.value == NEXT || answer.value == value
                     }
                     _ => answer.value == value,
@@ -371,11 +371,11 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
             );
         };
         let name = match verdict {
-            Verdict::Translate(Forwarding::Pod(_)) => "translate to a pod".to_owned(),
-            Verdict::Translate(Forwarding::Neighbour(0)) => "translate by route".to_owned(),
-            Verdict::Translate(Forwarding::Neighbour(_)) => "translate by device".to_owned(),
-            Verdict::Forward(_) => "forward".to_owned(),
-            Verdict::Reject if answer.value == SHOT => "unanswered".to_owned(),
+            PacketVerdict::Translate(Forwarding::Pod(_)) => "translate to a pod".to_owned(),
+            PacketVerdict::Translate(Forwarding::Neighbour(0)) => "translate by route".to_owned(),
+            PacketVerdict::Translate(Forwarding::Neighbour(_)) => "translate by device".to_owned(),
+            PacketVerdict::Forward(_) => "forward".to_owned(),
+            PacketVerdict::Reject if answer.value == SHOT => "unanswered".to_owned(),
             other => format!("{other:?}").to_lowercase(),
         };
         *self.seen.entry(name).or_default() += 1;

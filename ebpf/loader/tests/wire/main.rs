@@ -19,7 +19,7 @@ use berth_ebpf_abi::{
     Backend, Config, LocalPod, NodeAddress, PodDevice, Prefix, Service, ServiceKey, backend, config,
     frontend, local_pod, tag,
 };
-use berth_ebpf_loader::{Access, Datapath, Map, OBJECT, Pins, Plain, Role, attach_device, load};
+use berth_ebpf_loader::{Access, Datapath, DeviceRole, Map, OBJECT, Pins, Plain, attach_device, load};
 use namespace::Namespace;
 use nix::net::if_::if_nametoindex;
 use std::{
@@ -246,9 +246,12 @@ impl Net {
 
     fn attach(&self, pins: &Pins, maps: &Datapath) {
         let index = |name: &'static str| self.node.run(move || if_nametoindex(name).unwrap());
-        for (name, role) in
-            [("up0", Role::Uplink), ("up1", Role::Uplink), ("pod0", Role::Pod), ("pod1", Role::Pod)]
-        {
+        for (name, role) in [
+            ("up0", DeviceRole::Uplink),
+            ("up1", DeviceRole::Uplink),
+            ("pod0", DeviceRole::Pod),
+            ("pod1", DeviceRole::Pod),
+        ] {
             let (ifindex, pins) = (index(name), pins.clone());
             self.node.run(move || attach_device(&pins, ifindex, role).unwrap());
         }

@@ -19,7 +19,7 @@ use crate::{
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_fib_lookup};
 use berth_ebpf_abi::{LocalPod, count};
 use berth_ebpf_decide::flow::{
-    Dropped, FlowMaps, Hook, Part, classify, fast_path, forged, open_flow, refresh_flow,
+    Dropped, FlowMaps, PacketHook, Part, classify, fast_path, forged, open_flow, refresh_flow,
 };
 use core::{
     mem::{offset_of, size_of},
@@ -28,16 +28,18 @@ use core::{
 
 /// Decides about a packet and acts: the part of a program that every packet runs.
 #[inline(always)]
-pub(super) fn run<A: Headers>(skb: Skb, hook: Hook) -> i32
+pub(super) fn run<A: Headers>(skb: Skb, hook: PacketHook) -> i32
 where
     Kernel: FlowMaps<A>,
 {
     let Some(Work { ctx, view, stored, .. }) = work::<A>() else { return NEXT };
     // A promiscuous uplink also receives packets for other nodes.
-    if (hook == Hook::Uplink && !skb.is_for_host()) || A::parse_ends(skb, &mut ctx.packet, view).is_none() {
+    if (hook == PacketHook::Uplink && !skb.is_for_host())
+        || A::parse_ends(skb, &mut ctx.packet, view).is_none()
+    {
         return NEXT;
     }
-    if hook == Hook::Pod && forged(&Kernel, ctx) {
+    if hook == PacketHook::Pod && forged(&Kernel, ctx) {
         return shoot(count::PACKET_DROPPED + Dropped::Forged as u32);
     }
     match A::parse(skb, &mut ctx.packet, view) {
@@ -51,7 +53,7 @@ where
             let number = hook as u32;
             if refresh_known::<A>(number) != 0 {
                 classify_new::<A>(skb.raw(), number);
-                if hook != Hook::Egress && stored.what == BEGINS {
+                if hook != PacketHook::Egress && stored.what == BEGINS {
                     begin::<A>(skb.raw(), number);
                 }
             }
@@ -144,11 +146,11 @@ where
 }
 
 #[inline(always)]
-fn hook_of(number: u32) -> Hook {
+fn hook_of(number: u32) -> PacketHook {
     match number {
-        0 => Hook::Uplink,
-        1 => Hook::Pod,
-        _ => Hook::Egress,
+        0 => PacketHook::Uplink,
+        1 => PacketHook::Pod,
+        _ => PacketHook::Egress,
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) struct IcmpError<H> {
 /// Answer from its network header on.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Answer<H> {
+pub(super) struct IcmpAnswer<H> {
     pub(super) ip: H,
     pub(super) error: IcmpError<H>,
 }

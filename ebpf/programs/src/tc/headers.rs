@@ -2,7 +2,7 @@
 //! state.
 
 use super::{
-    answer::Answer,
+    answer::IcmpAnswer,
     skb::{ETH, Skb, Wire, ZERO_IS_NONE},
 };
 use crate::{maps::Scratch, wide::Wide};
@@ -47,7 +47,7 @@ pub(super) trait Headers: Wide {
     ) -> Option<()>;
     /// Turns the packet into the ICMP error "port unreachable" for its sender, or with an `mtu` into "too
     /// big".
-    fn refuse(skb: Skb, view: &Self::View, answer: &mut Answer<Self::Header>, mtu: u32) -> Option<()>;
+    fn refuse(skb: Skb, view: &Self::View, answer: &mut IcmpAnswer<Self::Header>, mtu: u32) -> Option<()>;
     /// Offset of the transport header.
     fn transport(view: &Self::View) -> u32;
     /// Lookup of the route to these addresses.

@@ -1,7 +1,7 @@
 //! IPv4 headers. Owns no state.
 
 use super::{
-    answer::{Answer, TTL, swap_hardware_addresses},
+    answer::{IcmpAnswer, TTL, swap_hardware_addresses},
     headers::{FibLookup, Headers, NETWORK, PortPair, checksum_of, parse_ports, put_ends, rewrite_ports},
     skb::{PSEUDO, Skb, Wire},
 };
@@ -40,7 +40,7 @@ pub(super) struct Ipv4Header {
 // SAFETY: integers without padding.
 unsafe impl Wire for Ipv4Header {}
 // SAFETY: integers; all sizes are multiples of four, which is the alignment.
-unsafe impl Wire for Answer<Ipv4Header> {}
+unsafe impl Wire for IcmpAnswer<Ipv4Header> {}
 
 /// Fields of the header that a translation changes, from byte 8 on.
 #[repr(C)]
@@ -219,18 +219,18 @@ impl Headers for V4 {
     }
 
     #[inline(always)]
-    fn refuse(skb: Skb, view: &Ipv4View, answer: &mut Answer<Ipv4Header>, mtu: u32) -> Option<()> {
+    fn refuse(skb: Skb, view: &Ipv4View, answer: &mut IcmpAnswer<Ipv4Header>, mtu: u32) -> Option<()> {
         let (ip, transport) = (&view.ip, view.transport);
         if transport != NETWORK + size_of::<Ipv4Header>() as u32 {
             return None;
         }
-        let Answer { ip: head, error } = answer;
+        let IcmpAnswer { ip: head, error } = answer;
         skb.load_into(transport, &mut error.start)?;
         error.quote = *ip;
         // Destination unreachable: port unreachable, or fragmentation needed.
         error.begin(if mtu == 0 { (3, 3) } else { (3, 4) }, mtu);
         error.check = !fold16(error.sum());
-        let len = size_of::<Answer<Ipv4Header>>() as u32;
+        let len = size_of::<IcmpAnswer<Ipv4Header>>() as u32;
         *head = ip.answer(len, ICMP, TTL);
         skb.resize(NETWORK + len)?;
         skb.store(NETWORK, answer)?;

@@ -2,7 +2,7 @@
 //! header counts as a protocol without ports, which no Service has. Owns no state.
 
 use super::{
-    answer::{Answer, IcmpError, TTL, swap_hardware_addresses},
+    answer::{IcmpAnswer, IcmpError, TTL, swap_hardware_addresses},
     headers::{FibLookup, Headers, NETWORK, PortPair, checksum_of, parse_ports, put_ends, rewrite_ports},
     skb::{Skb, Wire},
 };
@@ -46,7 +46,7 @@ pub(super) struct Ipv6Header {
 // SAFETY: integers without padding.
 unsafe impl Wire for Ipv6Header {}
 // SAFETY: integers; all sizes are multiples of four, which is the alignment.
-unsafe impl Wire for Answer<Ipv6Header> {}
+unsafe impl Wire for IcmpAnswer<Ipv6Header> {}
 
 /// Both addresses of the header.
 #[repr(C)]
@@ -227,12 +227,12 @@ impl Headers for V6 {
     }
 
     #[inline(always)]
-    fn refuse(skb: Skb, view: &Ipv6View, answer: &mut Answer<Ipv6Header>, mtu: u32) -> Option<()> {
+    fn refuse(skb: Skb, view: &Ipv6View, answer: &mut IcmpAnswer<Ipv6Header>, mtu: u32) -> Option<()> {
         let (ip, transport) = (&view.ip, view.transport);
         if transport != NETWORK + size_of::<Ipv6Header>() as u32 {
             return None;
         }
-        let Answer { ip: head, error } = answer;
+        let IcmpAnswer { ip: head, error } = answer;
         skb.load_into(transport, &mut error.start)?;
         error.quote = *ip;
         // Destination unreachable: port unreachable, or packet too big.
@@ -241,7 +241,7 @@ impl Headers for V6 {
         let pseudo = ip.pseudo(len, ICMP6);
         error.check = !fold16(difference(u64::from(error.sum()), pseudo));
         *head = ip.answer(len, ICMP6, TTL);
-        skb.resize(NETWORK + size_of::<Answer<Ipv6Header>>() as u32)?;
+        skb.resize(NETWORK + size_of::<IcmpAnswer<Ipv6Header>>() as u32)?;
         skb.store(NETWORK, answer)?;
         swap_hardware_addresses(skb)
     }

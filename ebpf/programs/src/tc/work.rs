@@ -3,17 +3,17 @@
 //! Owns the layout of the maps `SCRATCH4/6`. Invariant: a run neither sleeps nor is interrupted by another of
 //! these programs, so the memory of its processor is the run's alone.
 
-use super::{answer::Answer, headers::Headers};
+use super::{answer::IcmpAnswer, headers::Headers};
 use crate::maps::Scratch;
 use berth_ebpf_abi::LocalPod;
-use berth_ebpf_decide::flow::{Bucket, FlowContext, Forwarding, NextHop, Verdict};
+use berth_ebpf_decide::flow::{Bucket, FlowContext, Forwarding, NextHop, PacketVerdict};
 use core::{mem::size_of, ptr::addr_of_mut};
 
 /// Working memory of a run.
 pub(super) struct Work<A: Headers> {
     pub(super) ctx: FlowContext<A>,
     pub(super) view: A::View,
-    pub(super) answer: Answer<A::Header>,
+    pub(super) answer: IcmpAnswer<A::Header>,
     pub(super) stored: StoredVerdict,
     /// Number of flows that a garbage collection removed.
     pub(super) removed: u32,
@@ -93,19 +93,19 @@ impl StoredVerdict {
 
     /// Stores a verdict.
     #[inline(always)]
-    pub(super) fn verdict(&mut self, verdict: Verdict) {
+    pub(super) fn verdict(&mut self, verdict: PacketVerdict) {
         match verdict {
-            Verdict::Pass => self.what = PASS,
-            Verdict::Drop(why) => {
+            PacketVerdict::Pass => self.what = PASS,
+            PacketVerdict::Drop(why) => {
                 self.number = why as u32;
                 self.what = DROP;
             }
-            Verdict::Reject => self.what = REJECT,
-            Verdict::Forward(pod) => {
+            PacketVerdict::Reject => self.what = REJECT,
+            PacketVerdict::Forward(pod) => {
                 self.pod = pod;
                 self.what = FORWARD;
             }
-            Verdict::Translate(forwarding) => self.forwarding(forwarding),
+            PacketVerdict::Translate(forwarding) => self.forwarding(forwarding),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 use berth_ebpf_abi::backend;
 use berth_ebpf_decide::{
     Verdict,
-    flow::{self, Hook},
+    flow::{self, PacketHook},
 };
 use berth_ebpf_tables::socket;
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ impl<A: MapFamily> Page<'_, A> {
                 ),
                 "service": self.names.service_port(A::V6, choice.service),
             }),
-            End::Packet { verdict: flow::Verdict::Translate(_), to, .. } => json!({
+            End::Packet { verdict: flow::PacketVerdict::Translate(_), to, .. } => json!({
                 "backend": socket(to.dst, to.dst_port).to_string(),
                 "pod": self.names.pod(to.dst.ip()),
                 "source": socket(to.src, to.src_port).to_string(),
@@ -83,7 +83,7 @@ impl<A: MapFamily> Page<'_, A> {
                 let at = socket(sent.src, sent.src_port);
                 match (self.names.pod(at.ip()), hook) {
                     (Some(pod), _) => format!("{at} ({pod})"),
-                    (None, Hook::Uplink) => format!("{at} (outside)"),
+                    (None, PacketHook::Uplink) => format!("{at} (outside)"),
                     (None, _) => at.to_string(),
                 }
             }

@@ -67,17 +67,24 @@ impl<A: MapFamily> Page<'_, A> {
         }
     }
 
-    fn for_packet(&self, sent: &Tuple<A>, verdict: &flow::Verdict, to: &Tuple<A>) -> (&'static str, String) {
+    fn for_packet(
+        &self,
+        sent: &Tuple<A>,
+        verdict: &flow::PacketVerdict,
+        to: &Tuple<A>,
+    ) -> (&'static str, String) {
         match verdict {
-            flow::Verdict::Pass => ("passes", "no Service is meant, the packet stays as it is".to_owned()),
-            flow::Verdict::Forward(pod) => {
+            flow::PacketVerdict::Pass => {
+                ("passes", "no Service is meant, the packet stays as it is".to_owned())
+            }
+            flow::PacketVerdict::Forward(pod) => {
                 let pod = format!("straight to {} by device {}", self.with_pod(sent.dst.ip()), pod.ifindex);
                 ("passes", pod)
             }
-            flow::Verdict::Reject => {
+            flow::PacketVerdict::Reject => {
                 ("refused", "port unreachable: the port is no Service's, or it has no endpoint".to_owned())
             }
-            flow::Verdict::Drop(why) => {
+            flow::PacketVerdict::Drop(why) => {
                 let why = match why {
                     Dropped::Service => {
                         "no Service has this address, or its traffic policy leaves no endpoint"
@@ -91,7 +98,7 @@ impl<A: MapFamily> Page<'_, A> {
                 };
                 ("dropped", why.to_owned())
             }
-            flow::Verdict::Translate(via) => {
+            flow::PacketVerdict::Translate(via) => {
                 let at = socket(to.dst, to.dst_port);
                 let pod = self.names.pod(at.ip()).map(|pod| format!(" ({pod})")).unwrap_or_default();
                 let masked = to.src != sent.src || to.src_port != sent.src_port;

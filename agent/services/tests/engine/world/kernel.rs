@@ -2,9 +2,9 @@
 
 use super::{HOST, World, maps::FakeMaps};
 use berth_core::ids::PodUid;
-use berth_ebpf_loader::{Role, StalePeer};
+use berth_ebpf_loader::{DeviceRole, StalePeer};
 use berth_services::{
-    Attachment, Cause, DatapathBackend, HostNetwork, HostNetworkConfig, KernelNetwork, PodNetwork,
+    AttachOutcome, Cause, DatapathBackend, HostNetwork, HostNetworkConfig, KernelNetwork, PodNetwork,
 };
 use std::{
     collections::{BTreeMap, HashSet},
@@ -61,16 +61,16 @@ impl DatapathBackend for FakeKernel {
         told.then(|| Arc::new(HostNetwork::choose(&cfg, &kernel)))
     }
 
-    fn attached(&mut self) -> Result<BTreeMap<u32, Option<Role>>, Cause> {
+    fn attached(&mut self) -> Result<BTreeMap<u32, Option<DeviceRole>>, Cause> {
         Ok(self.world.state().attached.iter().map(|(index, role)| (*index, Some(*role))).collect())
     }
 
-    fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)> {
+    fn attach(&mut self, devices: &[(u32, DeviceRole)]) -> Vec<(u32, DeviceRole, AttachOutcome)> {
         let mut state = self.world.state();
         state.attached.extend(devices.iter().copied());
         let written = state.written;
         state.attached_at.extend(devices.iter().map(|(index, _)| (*index, written)));
-        devices.iter().map(|(index, role)| (*index, *role, Attachment::Done)).collect()
+        devices.iter().map(|(index, role)| (*index, *role, AttachOutcome::Done)).collect()
     }
 
     fn detach(&mut self, index: u32) -> Result<(), Cause> {

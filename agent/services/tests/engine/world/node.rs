@@ -103,7 +103,7 @@ impl ServiceInputs for FakeNode {
         Ok(())
     }
 
-    fn tell(&mut self, notice: &Notice) {
+    fn notify(&mut self, notice: &Notice) {
         self.world.state().told.push(notice.clone());
     }
 

@@ -8,7 +8,7 @@ use crate::{
     say,
 };
 use anyhow::Result;
-use berth_ebpf_loader::{Role, attach_device};
+use berth_ebpf_loader::{DeviceRole, attach_device};
 use berth_harness::netns::{Netns, join};
 use berth_tests_services::{load::Mode, objects, plane::Plane, plugin::Network};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -41,7 +41,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     fill(&mut plane, bench.services, pod.address)?;
     plane.pod(&pod, true)?;
     let (uplink, _) = own_node.device("uplink")?;
-    own_node.enter(|| attach_device(&plane.pins, uplink, Role::Uplink))??;
+    own_node.enter(|| attach_device(&plane.pins, uplink, DeviceRole::Uplink))??;
     peer_node.nft(&format!(
         "table ip bench {{\n\
          chain in {{ type nat hook prerouting priority dstnat; iifname \"uplink\" tcp dport {NODE_PORT} dnat to {}:{}; }}\n\
