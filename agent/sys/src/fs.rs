@@ -25,15 +25,18 @@ use std::{
 /// # Errors
 /// The directory is missing or cannot be written; no temporary file is left.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    replace(path, bytes, mode, false)
-}
-
-/// Writes as [`write_atomic`], and syncs file and directory to the disk before it returns.
-///
-/// # Errors
-/// As [`write_atomic`], or the disk failed.
-pub fn write_atomic_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    replace(path, bytes, mode, true)
+    let tmp = temporary_beside(path)?;
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        std::fs::rename(&tmp, path)
+    })();
+    written.map_err(|source| {
+        // The first failure is reported; a temporary file that stays is removed by [`remove_unfinished`].
+        let _leftover = std::fs::remove_file(&tmp);
+        Error::Write { path: path.into(), source }
+    })
 }
 
 /// Removes a file; a missing file is no error.
@@ -70,30 +73,6 @@ fn temporary_writer(name: &str) -> Option<u32> {
     let mut parts = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit('.');
     let (_counter, process) = (parts.next()?.parse::<u64>().ok()?, parts.next()?.parse().ok()?);
     parts.next().map(|_name| process)
-}
-
-fn replace(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<()> {
-    let tmp = temporary_beside(path)?;
-    let failed = |source| Error::Write { path: path.into(), source };
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
-        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-        file.write_all(bytes)?;
-        if sync {
-            file.sync_all()?;
-        }
-        std::fs::rename(&tmp, path)
-    })();
-    if let Err(source) = written {
-        // The first failure is reported; a temporary file that stays is removed by [`remove_unfinished`].
-        let _leftover = std::fs::remove_file(&tmp);
-        return Err(failed(source));
-    }
-    if sync && let Some(dir) = path.parent() {
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        File::open(dir).and_then(|d| d.sync_all()).map_err(failed)?;
-    }
-    Ok(())
 }
 
 /// An unused name in the same directory: a dot, the file's name, this process's id, a counter.
@@ -220,7 +199,7 @@ mod tests {
         let path = dir.path().join("f");
         write_atomic(&path, b"one", 0o640).unwrap();
         let first = std::fs::metadata(&path).unwrap();
-        write_atomic_synced(&path, b"two", 0o666).unwrap();
+        write_atomic(&path, b"two", 0o666).unwrap();
         let second = std::fs::metadata(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!((first.mode() & 0o7777, second.mode() & 0o7777), (0o640, 0o666));

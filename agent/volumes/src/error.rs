@@ -242,11 +242,6 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed later without a change of the pod's specification.
-    pub fn is_retryable(&self) -> bool {
-        !matches!(self, Error::NotYet { .. })
-    }
-
     /// The error and its causes as one line, for people. Causes of sub-path errors are left out, since they may reveal
     /// the node's own files.
     pub fn message(&self) -> String {

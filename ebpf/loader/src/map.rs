@@ -12,8 +12,8 @@ const BATCH: usize = 4096;
 /// Attempts at an allocation. The kernel refills the allocator of maps without preallocation from an
 /// interrupt, and a batch can outrun the refill.
 const ALLOCATION_ATTEMPTS: u32 = 64;
+/// `BPF_ANY`: an update creates a key or replaces its value.
 const ANY: u64 = 0;
-const NOEXIST: u64 = 1;
 
 /// An open map from `K` to `V`. Each call is one or a few system calls; none waits.
 #[derive(Debug)]
@@ -95,29 +95,14 @@ impl<K: Plain, V: Plain> Map<K, V> {
         Ok(found.then_some(value))
     }
 
-    fn update(&self, key: &K, value: &V, flags: u64) -> io::Result<()> {
-        let key = bytes(std::slice::from_ref(key));
-        let value = bytes(std::slice::from_ref(value));
-        patiently(|| self.fd.update(key, value, flags))
-    }
-
     /// Sets a key's value. A reader of the entry sees the old or the new value, never a mixture.
     ///
     /// # Errors
     /// The map is full, or there is no memory.
     pub fn put(&self, key: &K, value: &V) -> Result<()> {
-        self.update(key, value, ANY).map_err(self.failed("write to"))
-    }
-
-    /// Sets the value of an absent key. Returns false where the key exists already.
-    ///
-    /// # Errors
-    /// The map is full, or there is no memory.
-    pub fn put_new(&self, key: &K, value: &V) -> Result<bool> {
-        match self.update(key, value, NOEXIST) {
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-            done => done.map(|()| true).map_err(self.failed("write to")),
-        }
+        let key = bytes(std::slice::from_ref(key));
+        let value = bytes(std::slice::from_ref(value));
+        patiently(|| self.fd.update(key, value, ANY)).map_err(self.failed("write to"))
     }
 
     /// Removes a key. Returns whether the key existed.

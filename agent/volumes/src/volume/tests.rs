@@ -114,7 +114,6 @@ fn a_volume_of_an_unsupported_kind_is_an_error_that_names_the_kind() {
         let p = pod_with(vec![volume("v", source), volume("ok", empty_dir(Medium::Disk))]);
         let e = node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap_err();
         assert!(matches!(&e, Error::NotYet { kind, .. } if kind == name), "{e:?}");
-        assert!(!e.is_retryable());
         assert_eq!(
             e.event().message,
             format!(
@@ -159,7 +158,6 @@ fn a_missing_object_is_waited_for() {
     let node = Node::new();
     let p = pod_with(vec![volume("conf", VolumeSource::ConfigMap(keys("cm")))]);
     let e = node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap_err();
-    assert!(e.is_retryable());
     assert_eq!(e.event().reason, "FailedMount");
     assert_eq!(
         e.event().message,
