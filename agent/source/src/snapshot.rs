@@ -26,6 +26,9 @@ pub struct Snapshot {
     pub services: Shared<DesiredService>,
     /// The EndpointSlices.
     pub slices: Shared<EndpointSlice>,
+    /// The EndpointSlices were not listed yet, for example because the node may not read them. Pods run without them; no
+    /// endpoint may be removed for being absent.
+    pub slices_pending: bool,
     /// The errors of the files, in order of file and document; for people.
     pub errors: Arc<[ManifestError]>,
     /// Services without a free address or node port, for their events; each is among `errors` too.
@@ -42,6 +45,7 @@ impl Snapshot {
             && Arc::ptr_eq(&self.objects, &other.objects)
             && self.services.is(&other.services)
             && self.slices.is(&other.slices)
+            && self.slices_pending == other.slices_pending
             && self.errors == other.errors
             && self.unallocated == other.unallocated
     }

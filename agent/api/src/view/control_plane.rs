@@ -23,7 +23,7 @@ pub struct ControlPlaneView {
     /// The reason why the API server cannot be reached or the identity cannot be used, with the remedy.
     #[serde(default)]
     pub problem: Option<String>,
-    /// Whether pods, Services and EndpointSlices were listed once. Before, no pod starts and none is deleted.
+    /// Whether pods and Services were listed once. Before, no pod starts and none is deleted.
     pub listed: bool,
     /// Number of pods that the API server has for this node.
     pub pods: usize,

@@ -61,8 +61,8 @@ impl AgentInputs {
 impl ServiceInputs for AgentInputs {
     fn changes(&mut self) -> SourceChanges {
         let latest = self.latest();
-        let mut changes =
-            SourceChanges { listed: latest.iter().all(|s| s.listed), ..SourceChanges::default() };
+        let listed = latest.iter().all(|s| s.listed && !s.slices_pending);
+        let mut changes = SourceChanges { listed, ..SourceChanges::default() };
         let nothing = Arc::new(Snapshot::default());
         for (source, now) in latest.iter().enumerate() {
             let before = self.reported.get(source).unwrap_or(&nothing);

@@ -43,7 +43,7 @@ impl State {
         State { api, objects: kept.objects, kept_services: kept.services, ..State::default() }
     }
 
-    /// Whether all three sets were listed since the last call and not before.
+    /// Whether pods and Services were listed since the last call and not before.
     pub(super) fn take_first_listing(&mut self) -> bool {
         let first = self.is_listed() && !self.listed_before;
         self.listed_before |= first;
@@ -51,7 +51,7 @@ impl State {
     }
 
     fn is_listed(&self) -> bool {
-        self.pods.listed && self.services.listed && self.slices.listed
+        self.pods.listed && self.services.listed
     }
 
     pub(super) fn pod(&mut self, change: Change<ApiPod>) {
@@ -155,9 +155,10 @@ impl State {
         self.desired.get(uid)
     }
 
-    /// The desired state. Until all three sets were listed once it has no pods: a pod that started before the Services
-    /// would lack their environment variables for its whole life. A set that is listed stays so, whatever the server's
-    /// state. Until then the snapshot has what an earlier agent kept, for the containers that run already.
+    /// The desired state. Until pods and Services were listed once it has no pods: a pod that started before the Services
+    /// would lack their environment variables for its whole life. Pods run also while the EndpointSlices are not listed,
+    /// because a node needs a right of its own for those. A set that is listed stays so, whatever the server's state.
+    /// Until then the snapshot has what an earlier agent kept, for the containers that run already.
     pub(super) fn snapshot(&self, before: &Snapshot) -> Snapshot {
         let listed = self.is_listed();
         Snapshot {
@@ -166,6 +167,7 @@ impl State {
             objects: Arc::clone(&self.objects),
             services: if listed { self.desired_services.clone() } else { self.kept_services.clone() },
             slices: self.desired_slices.clone(),
+            slices_pending: !self.slices.listed,
             version: before.version.saturating_add(1),
             ..Snapshot::default()
         }

@@ -358,7 +358,18 @@ impl DirectoryWatcher {
             .chain(not_utf8)
             .collect();
         let version = before.version;
-        let mut next = Snapshot { listed, pods, objects, services, slices, errors, unallocated, version };
+        let slices_pending = false;
+        let mut next = Snapshot {
+            listed,
+            pods,
+            objects,
+            services,
+            slices,
+            slices_pending,
+            errors,
+            unallocated,
+            version,
+        };
         if !next.is(&before) {
             next.version = next.version.saturating_add(1);
             self.sender.send_replace(Arc::new(next));
