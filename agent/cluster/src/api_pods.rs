@@ -1,6 +1,6 @@
 //! The API server's newest version of each pod of this node.
 
-use crate::object::is_newer;
+use crate::object::{is_newer, version};
 use berth_core::{ids::PodUid, sync::lock};
 use serde_json::Value;
 use std::{
@@ -38,6 +38,18 @@ impl ApiPods {
         true
     }
 
+    /// Takes a version of a pod by its watch. Returns the copy to keep: the known one where an answer has brought the
+    /// same version before, so that a pod is in memory once.
+    pub(crate) fn share(&self, uid: &PodUid, object: Arc<Value>) -> Arc<Value> {
+        if self.put(uid, Arc::clone(&object)) {
+            return object;
+        }
+        match self.get(uid) {
+            Some(known) if version(&known) == version(&object) => known,
+            _ => object,
+        }
+    }
+
     /// Takes that the API server has the pod no more.
     pub fn remove(&self, uid: &PodUid) {
         if lock(&self.pods).remove(uid).is_some() {
@@ -69,6 +81,20 @@ impl ApiPods {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_version_that_an_answer_has_brought_is_shared_with_the_watch() {
+        let pods = ApiPods::default();
+        let uid: PodUid = "u1".parse().unwrap();
+        let at = |version: &str| Arc::new(json!({"metadata": {"resourceVersion": version}}));
+        let (answer, event) = (at("2"), at("2"));
+        pods.put(&uid, Arc::clone(&answer));
+        assert!(Arc::ptr_eq(&pods.share(&uid, event), &answer));
+        let (older, newer) = (at("1"), at("3"));
+        assert!(Arc::ptr_eq(&pods.share(&uid, Arc::clone(&older)), &older), "another object than the newest");
+        assert!(Arc::ptr_eq(&pods.share(&uid, Arc::clone(&newer)), &newer));
+        assert!(Arc::ptr_eq(&pods.get(&uid).unwrap(), &newer));
+    }
 
     #[test]
     fn the_newer_version_of_a_pod_wins_in_either_order() {

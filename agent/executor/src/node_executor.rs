@@ -266,6 +266,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 impl Executor for NodeExecutor {
+    fn is_selected_by(&self, pod: &Pod) -> bool {
+        let node = self.node();
+        pod.selects_node(node.name.as_str(), &node.labels)
+    }
+
     fn oom_killed(&self, pod: &Pod, container: &ContainerId) -> bool {
         self.has_oom_kills(pod, container)
     }

@@ -174,6 +174,12 @@ pub trait Executor: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether the node's name and labels, as the node knows them now, match the pod's node selector and affinity.
+    fn is_selected_by(&self, pod: &Pod) -> bool {
+        let _ = pod;
+        true
+    }
+
     /// Whether the kernel's OOM killer has ended a process of this container, by the kernel's own count. The worker
     /// asks at each failed exit, because containerd may tell of the kill after the exit.
     fn oom_killed(&self, pod: &Pod, container: &ContainerId) -> bool {

@@ -15,6 +15,7 @@
 
 mod cleanup;
 mod inputs;
+mod labels;
 mod reconcile;
 mod start;
 
@@ -32,6 +33,7 @@ use berth_core::{
     time::Boottime,
 };
 use cleanup::CleanupState;
+use labels::LabelMatches;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -94,6 +96,8 @@ impl WorkerHandle {
 enum ManagerTask {
     Worker(PodUid),
     RestartDelay(PodUid),
+    /// Sleeps until the labels of the node are looked at again.
+    LabelWait,
     /// Lists the orphans of pods that the manager does not know.
     ListOrphans,
     CleanupPod(PodUid),
@@ -138,6 +142,7 @@ struct Manager<H, R> {
     /// source lets them go, so that the next agent does not give them one either.
     done: BTreeSet<PodUid>,
     panics: HashMap<PodUid, u32>,
+    labels: LabelMatches,
     /// Wanted pods that are reported as waiting, each with its reason.
     shown_waiting: BTreeMap<PodUid, WaitReason>,
     runtime_answers: bool,
@@ -176,6 +181,7 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
         unreadable: BTreeSet::new(),
         done: BTreeSet::new(),
         panics: HashMap::new(),
+        labels: LabelMatches::default(),
         shown_waiting: BTreeMap::new(),
         runtime_answers: false,
         answered: false,
@@ -278,6 +284,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             (Some(ManagerTask::Worker(uid)), Ok(_)) => self.worker_ended(&uid),
             (Some(ManagerTask::Worker(uid)), Err(panic)) => self.schedule_restart(uid, &panic),
             (Some(ManagerTask::RestartDelay(uid)), _) => self.restart(&uid),
+            (Some(ManagerTask::LabelWait), _) => self.labels.waits = false,
             (Some(task), outcome) => self.cleanup_ended(task, outcome),
             (None, _) => return false,
         }

@@ -19,6 +19,9 @@ pub(crate) enum WaitReason {
     Name,
     /// The machine shuts down, and no pod is started any more.
     Shutdown,
+    /// The node's labels do not match the pod, which was bound to the node all the same: a label may have been
+    /// set just before, and its news may come after the pod's.
+    NodeLabels,
     /// The pod's orphan is being removed, and a worker would interfere with the removal.
     Orphan,
 }
@@ -30,6 +33,7 @@ impl WaitReason {
             WaitReason::Runtime => "containerd to answer",
             WaitReason::Name => "an earlier pod of the same name to be gone",
             WaitReason::Shutdown => "the next boot: the machine is shut down",
+            WaitReason::NodeLabels => "the node's labels to match the pod's node selector and affinity",
             WaitReason::Orphan => "what an earlier life of the pod left to be removed",
         }
     }
@@ -39,7 +43,9 @@ impl WaitReason {
     fn default_truth(self) -> Truth {
         match self {
             WaitReason::Runtime => Truth::Unknown,
-            WaitReason::Name | WaitReason::Shutdown | WaitReason::Orphan => Truth::False,
+            WaitReason::Name | WaitReason::Shutdown | WaitReason::NodeLabels | WaitReason::Orphan => {
+                Truth::False
+            }
         }
     }
 }

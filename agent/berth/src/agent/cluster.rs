@@ -8,7 +8,12 @@ mod images;
 mod node_report;
 mod pace;
 
-use super::{local_api::LocalApi, node::NodeWatch, sources::Latest, status_manager::StatusManager};
+use super::{
+    local_api::LocalApi,
+    node::{ApiLabels, NodeWatch},
+    sources::Latest,
+    status_manager::StatusManager,
+};
 use anyhow::Context as _;
 use berth_cluster::{
     ApiPods, ClusterSource, foreign_certificate,
@@ -17,11 +22,11 @@ use berth_cluster::{
         events::{self, EventPublisher, Events},
         lease::{self, LeaseTask},
         mirrors::{self, MirrorTask},
-        node::{self, NodeTasks},
+        node::{self, NewestNode, NodeTasks},
         pods::{self, PodPublisher, Unpublished},
     },
 };
-use berth_core::{ids::BootId, roots::Roots};
+use berth_core::{ids::BootId, model::NodeLabels, roots::Roots};
 use berth_kube::{identity::Source, pool::Pool};
 use berth_source::{
     Snapshot, Source as _,
@@ -55,6 +60,7 @@ pub(crate) struct Facts {
     pub(crate) api: LocalApi,
     pub(crate) status: Arc<StatusManager>,
     pub(crate) sources: Latest,
+    pub(crate) node_labels: ApiLabels,
 }
 
 /// The running reports.
@@ -65,12 +71,12 @@ pub(crate) struct Publishing {
     _pods: PodPublisher,
     _events: EventPublisher,
     _mirrors: MirrorTask,
-    observing: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Drop for Publishing {
     fn drop(&mut self) {
-        self.observing.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -133,6 +139,7 @@ impl ControlPlane {
             Arc::clone(&facts.status),
         );
         let pods = pods::start(self.pool, limit, self.api, Arc::clone(&facts.status), self.unpublished);
+        let labelling = tokio::spawn(follow_labels(node.newest(), facts.node_labels.clone()));
         let observing = tokio::spawn(observe(facts, reports));
         Publishing {
             _source: self.source,
@@ -141,7 +148,7 @@ impl ControlPlane {
             _pods: pods,
             _events: sending,
             _mirrors: mirrors,
-            observing,
+            tasks: [observing, labelling],
         }
     }
 }
@@ -168,6 +175,31 @@ async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) 
                 return;
             },
             () = sleep(wait) => {}
+        }
+    }
+}
+
+/// Takes the labels of the Node object, also those that others set there.
+async fn follow_labels(node: NewestNode, labels: ApiLabels) {
+    let mut changes = node.changes();
+    loop {
+        if let Some(object) = changes.borrow_and_update().clone() {
+            let text = |(key, value): (&String, &serde_json::Value)| {
+                Some((key.clone(), value.as_str()?.to_owned()))
+            };
+            let found: Option<NodeLabels> =
+                object["metadata"]["labels"].as_object().map(|all| all.iter().filter_map(text).collect());
+            labels.send_if_modified(|known| {
+                // A Node without labels is one that is not registered fully yet.
+                let changed = found.is_some() && *known != found;
+                if changed {
+                    known.clone_from(&found);
+                }
+                changed
+            });
+        }
+        if changes.changed().await.is_err() {
+            return;
         }
     }
 }

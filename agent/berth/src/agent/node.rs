@@ -19,24 +19,45 @@ use tokio::{sync::watch, task::JoinHandle};
 /// Watch of the node's facts. A new value comes with each change.
 pub(crate) type NodeWatch = watch::Receiver<Arc<NodeInfo>>;
 
-/// Publishes the facts, and starts the task that keeps the addresses current. The task ends with the watch
-/// of the host's network or with the last reader.
-pub(crate) fn publish(mut info: NodeInfo, mut host: Host) -> (NodeWatch, JoinHandle<()>) {
+/// The labels of the node's object in the API, once they are known. They are then the node's labels: a label
+/// that somebody set there counts for admission and for the node's zone.
+pub(crate) type ApiLabels = watch::Sender<Option<NodeLabels>>;
+
+/// Publishes the facts, and starts the task that keeps addresses and labels current. The task ends with the
+/// watch of the host's network or with the last reader.
+pub(crate) fn publish(mut info: NodeInfo, mut host: Host) -> (NodeWatch, ApiLabels, JoinHandle<()>) {
     info.ips = host.borrow_and_update().host_ips();
     let (owner, node) = watch::channel(Arc::new(info));
+    let (labels, mut of_api) = watch::channel::<Option<NodeLabels>>(None);
     let follow = async move {
-        while host.changed().await.is_ok() && !owner.is_closed() {
-            let ips = host.borrow_and_update().host_ips();
+        let mut may_join = true;
+        loop {
+            tokio::select! {
+                changed = host.changed() => if changed.is_err() {
+                    return;
+                },
+                // A node without control plane has no sender.
+                changed = of_api.changed(), if may_join => may_join = changed.is_ok(),
+            }
+            if owner.is_closed() {
+                return;
+            }
+            let (ips, labels) = (host.borrow_and_update().host_ips(), of_api.borrow_and_update().clone());
             owner.send_if_modified(|info| {
-                let changed = info.ips != ips;
+                let labels = labels.filter(|labels| *labels != info.labels);
+                let changed = info.ips != ips || labels.is_some();
                 if changed {
-                    Arc::make_mut(info).ips = ips;
+                    let info = Arc::make_mut(info);
+                    info.ips = ips;
+                    if let Some(labels) = labels {
+                        info.labels = labels;
+                    }
                 }
                 changed
             });
         }
     };
-    (node, tokio::spawn(follow))
+    (node, labels, tokio::spawn(follow))
 }
 
 /// The allocatable resources: all of the machine. Resources that cannot be read are left out.

@@ -76,14 +76,14 @@ impl State {
 
     fn put_pod(&mut self, pod: DesiredPod) {
         let uid = pod.pod.uid.clone();
-        self.api.put(&uid, Arc::clone(&pod.raw));
+        let raw = self.api.share(&uid, Arc::clone(&pod.raw));
         // Most changes are of the status, and leave what is to run.
         let known = self.desired.get(&uid).filter(|known| known.pod == pod.pod);
         if known.is_none_or(|known| known.is_over() != pod.is_over()) {
             self.changed.push(uid.clone());
         }
         let model = known.map_or_else(|| Arc::clone(&pod.pod), |known| Arc::clone(&known.pod));
-        Arc::make_mut(&mut self.desired).insert(uid, Arc::new(DesiredPod { pod: model, ..pod }));
+        Arc::make_mut(&mut self.desired).insert(uid, Arc::new(DesiredPod { pod: model, raw, ..pod }));
     }
 
     fn remove_pod(&mut self, meta: &Meta) {

@@ -110,7 +110,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             }
             (ManagerTask::CleanupWait, _) => self.cleanup = CleanupState::Due,
             (ManagerTask::ListOrphans, _) => self.cleanup_later(CLEANUP_RETRY),
-            (ManagerTask::Worker(_) | ManagerTask::RestartDelay(_), _) => {}
+            (ManagerTask::Worker(_) | ManagerTask::RestartDelay(_) | ManagerTask::LabelWait, _) => {}
         }
     }
 }

@@ -134,6 +134,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         // Older pods start first, as in the kubelet: of two pods that want one host port, the older gets the
         // port.
         new.sort_by_key(|new| (new.pod.created.seconds(), new.pod.origin.clone(), new.pod.created));
+        self.look_at_labels(&new);
         for wanted in new {
             if self.start_blocked_by(&wanted.pod.uid, &wanted.pod).is_none() {
                 self.start(wanted.clone(), false);
@@ -155,7 +156,10 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         if !there && self.shutdown.is_some() {
             return Some(WaitReason::Shutdown);
         }
-        (!there && self.names.taken(&pod.key, uid)).then_some(WaitReason::Name)
+        if !there && self.names.taken(&pod.key, uid) {
+            return Some(WaitReason::Name);
+        }
+        (!there && self.labels.may_change(uid)).then_some(WaitReason::NodeLabels)
     }
 
     fn end_unwanted(&mut self) {

@@ -309,3 +309,34 @@ async fn a_pod_that_the_api_server_shows_as_failed_is_torn_down_and_never_runs_a
     end(&agent, &p, 30);
     node.until("removed", |_| node.kinds(&p.uid).contains(&"RemovePod")).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_for_a_label_of_the_node_and_is_rejected_where_none_comes() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let needy = |name: &str, value: &str| Pod {
+        origin: Origin::Cluster,
+        node_selector: [("disk".to_owned(), value.to_owned())].into(),
+        ..pod(name, vec![])
+    };
+    let (fits, fits_not) = (needy("a", "ssd"), needy("b", "tape"));
+    let agent = Agent::start(&node, &store, wanted([fits.clone(), fits_not.clone()])).await;
+    node.until("they wait", |_| agent.reports.shows(&fits.uid) && agent.reports.shows(&fits_not.uid)).await;
+    let report = agent.reports.report(&fits.uid);
+    let waiting_for = "the node's labels to match the pod's node selector and affinity";
+    assert_eq!(report.status.waiting_for.as_deref(), Some(waiting_for));
+    assert!(!report.observed && never_began(&node, &fits.uid));
+    // The label was set before the pod was bound; its news comes after the pod's.
+    node.lock().labels.insert("disk".to_owned(), "ssd".to_owned());
+    agent.ready(&fits.uid).await;
+    node.until("rejected", |_| agent.reports.report(&fits_not.uid).status.phase == Phase::Failed).await;
+    let status = agent.reports.report(&fits_not.uid).status;
+    assert_eq!(status.reason.as_deref(), Some("NodeAffinity"));
+    assert!(never_began(&node, &fits_not.uid) && node.elapsed() >= 5 * SECOND);
+    // A pod whose labels match already waits for nothing.
+    let begun = node.elapsed();
+    let late = needy("c", "ssd");
+    agent.want(|d| drop(d.pods.insert(late.uid.clone(), late.clone().into())));
+    agent.ready(&late.uid).await;
+    assert!(node.elapsed() - begun < SECOND);
+}

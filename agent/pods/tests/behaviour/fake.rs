@@ -11,7 +11,7 @@ pub use agent::{Agent, everywhere, memory_files, store, wanted};
 use berth_core::{
     admit::admit,
     ids::{ContainerId, ContainerName, PodUid},
-    model::{NodeInfo, Pod, Probe},
+    model::{NodeInfo, NodeLabels, Pod, Probe},
     plan::{Action, Exit, Failure, Observed, ObservedContainer, RunState},
     probe::ProbeResult,
     sync::lock,
@@ -70,6 +70,8 @@ pub struct State {
     pub unseen: BTreeSet<PodUid>,
     /// Containers whose shim does not answer.
     pub unsure: BTreeSet<ContainerId>,
+    /// The labels of the node.
+    pub labels: NodeLabels,
     /// Containers of which the kernel counts an OOM kill.
     pub oom_killed: BTreeSet<ContainerId>,
     /// Containers whose command does not exist.
@@ -304,7 +306,13 @@ impl Executor for Node {
     }
 
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
-        admit(&NodeInfo::new("n".parse().unwrap()), others.iter().map(Arc::as_ref), pod)
+        let labels = self.lock().labels.clone();
+        let node = NodeInfo { labels, ..NodeInfo::new("n".parse().unwrap()) };
+        admit(&node, others.iter().map(Arc::as_ref), pod)
+    }
+
+    fn is_selected_by(&self, pod: &Pod) -> bool {
+        pod.selects_node("n", &self.lock().labels)
     }
 
     fn oom_killed(&self, _pod: &Pod, container: &ContainerId) -> bool {
