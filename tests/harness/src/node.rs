@@ -439,7 +439,10 @@ impl Node {
 fn subnets(name: &str) -> (String, String) {
     let d = Sha256::digest(name);
     let (a, b) = (d.first().copied().unwrap_or(0), d.get(1).copied().unwrap_or(0));
-    (format!("10.{}.{b}.0/24", 64 + a % 128), format!("fd42:{a:x}:{b:x}::/64"))
+    // 10.96.0.0/12 has the ClusterIPs by default: a pod there could not be reached.
+    let second = 64 + u16::from(a % 112);
+    let second = if second < 96 { second } else { second + 16 };
+    (format!("10.{second}.{b}.0/24"), format!("fd42:{a:x}:{b:x}::/64"))
 }
 
 /// Marks of a node with this name: the name and the node's addresses. Known before the node exists.
