@@ -86,7 +86,9 @@ fn add_run(
     shown: &ContainerStatus,
     now: Now,
 ) {
-    let readiness = if shown.ready == Truth::True { Readiness::Yes } else { Readiness::No };
+    // A probe may have said yes since the status was made: a container that is not shown as ready counts as unknown until
+    // its next verdict, and an unknown readiness is never published.
+    let readiness = if shown.ready == Truth::True { Readiness::Yes } else { Readiness::Unknown };
     match &mut memory.run {
         Some(run) if &run.id == id && run.readiness == Readiness::Unknown => run.readiness = readiness,
         Some(_) => {}
