@@ -9,7 +9,7 @@
 //! - The manager never waits for the node, so that no pod waits for another.
 //! - No pod starts before containerd has answered once. No pod ends for being absent before the source of its origin has
 //!   listed.
-//! - Of two pods with one name, the second waits until nothing of the first is left.
+//! - Of two pods with one name, the second waits until nothing of the first is left, unless it is the API server's.
 //! - A worker that panics is started again from what the node shows. Other pods are not affected.
 //! - A pod has no worker while its orphan is being removed.
 

@@ -1,5 +1,5 @@
-//! Table of pod names and their holders. Of two pods with one name, the second waits until nothing of the
-//! first is left.
+//! Table of pod names and their holders. Of two pods of files with one name, the second waits until nothing of
+//! the first is left.
 
 use berth_core::ids::{PodKey, PodUid};
 use std::collections::{BTreeSet, HashMap};

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(crate) enum WaitReason {
     /// The agent has just started, and containerd has not answered yet.
     Runtime,
-    /// Two pods have one name, and the second waits for the end of the first.
+    /// Two pods have one name, and the second, which comes from a file, waits for the end of the first.
     Name,
     /// The machine shuts down, and no pod is started any more.
     Shutdown,

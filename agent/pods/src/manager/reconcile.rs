@@ -10,7 +10,7 @@ use crate::{
 };
 use berth_core::{
     ids::PodUid,
-    model::Pod,
+    model::{Origin, Pod},
     plan::{Desired, Memory, Observed, plan},
 };
 use std::{
@@ -92,8 +92,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             .collect();
         for uid in strays {
             let found = self.found.get(&uid);
-            let stored = found.and_then(|f| f.pod.clone());
-            let Some(pod) = stored.or_else(|| self.stored.get(&uid).map(|k| Arc::clone(&k.0))) else {
+            // The memory has the newest spec; the oldest container has that of its own creation.
+            let stored = self.stored.get(&uid).map(|k| Arc::clone(&k.0));
+            let Some(pod) = stored.or_else(|| found.and_then(|f| f.pod.clone())) else {
                 let has_containers = found.is_some_and(|f| !f.snapshot.seen.containers.is_empty());
                 if has_containers && self.unreadable.insert(uid.clone()) {
                     tracing::error!(%uid, "cannot read the spec of a pod: its containers are left alone");
@@ -156,7 +157,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         if !there && self.shutdown.is_some() {
             return Some(WaitReason::Shutdown);
         }
-        if !there && self.names.taken(&pod.key, uid) {
+        // The API server lets a name go to the next pod only once the first is ended, or by force: then the next one
+        // starts beside the end of the first, as with the kubelet's workers by UID.
+        if !there && pod.origin != Origin::Cluster && self.names.taken(&pod.key, uid) {
             return Some(WaitReason::Name);
         }
         (!there && self.labels.may_change(uid)).then_some(WaitReason::NodeLabels)

@@ -7,7 +7,7 @@ use crate::fake::{
     store, wanted,
 };
 use berth_core::{
-    model::{Container, Hook, Pod},
+    model::{Container, Hook, Origin, Pod},
     plan::RunState,
     probe::ProbeResult,
     status::{ConditionType, Phase, Truth},
@@ -268,7 +268,8 @@ async fn a_pod_of_the_same_name_waits_also_for_one_that_was_found() {
     let first = full("a");
     up_and_killed(&node, &store, [&first]).await;
     // The manifest was replaced while the agent was down. By UID the new pod sorts first.
-    let second = Pod { uid: uid("a-second"), ..pod("a", vec![]) };
+    let origin = Origin::Manifest("/manifests/a.yaml".into());
+    let second = Pod { uid: uid("a-second"), origin, ..pod("a", vec![]) };
     let agent = Agent::start(&node, &store, wanted([second.clone()])).await;
     node.until("the first ends", |_| node.kinds(&first.uid).contains(&"Signal")).await;
     assert_eq!(node.kinds(&second.uid), [""; 0]);

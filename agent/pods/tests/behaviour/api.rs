@@ -7,7 +7,7 @@ use crate::fake::{
 };
 use berth_core::{
     ids::PodUid,
-    model::{Origin, OriginKind, Pod},
+    model::{Container, Origin, OriginKind, Pod},
     plan::{Desired, RunState},
     probe::ProbeResult,
     status::{ApiStatus, ContainerState, ContainerStatus, Phase, TerminalPhase, Truth},
@@ -339,4 +339,27 @@ async fn a_pod_waits_for_a_label_of_the_node_and_is_rejected_where_none_comes() 
     agent.want(|d| drop(d.pods.insert(late.uid.clone(), late.clone().into())));
     agent.ready(&late.uid).await;
     assert!(node.elapsed() - begun < SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_starts_without_the_api_server_keeps_the_newest_image_of_a_pod() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let of = |image: &str| Pod {
+        origin: Origin::Cluster,
+        ..pod("a", vec![Container { image: image.into(), ..container("c") }, container("d")])
+    };
+    let (old, new) = (of("i:1"), of("i:2"));
+    let agent = Agent::start(&node, &store, wanted([old.clone()])).await;
+    agent.ready(&old.uid).await;
+    agent.want(|d| drop(d.pods.insert(new.uid.clone(), new.clone().into())));
+    node.until("replaced", |_| node.starts(&new.uid, "c").len() == 2).await;
+    agent.ready(&new.uid).await;
+    agent.kill().await;
+    // The container of the other image and the untouched one were created from the first specification.
+    let listed = [OriginKind::Manifest, OriginKind::StaticFile].into();
+    let agent = Agent::start(&node, &store, DesiredSet { listed, ..set([]) }).await;
+    agent.ready(&new.uid).await;
+    node.pass(SECOND * 60).await;
+    assert_eq!((node.starts(&new.uid, "c").len(), node.starts(&new.uid, "d").len()), (2, 1));
 }

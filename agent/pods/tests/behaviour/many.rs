@@ -1,4 +1,4 @@
-//! Several pods on one node. No pod waits for another one, except for a pod of the same name.
+//! Several pods on one node. No pod waits for another one, except a pod of a file for one of the same name.
 
 use crate::fake::{
     Agent, Node, Trouble, everywhere, memory_files,
@@ -7,7 +7,7 @@ use crate::fake::{
 };
 use berth_core::{
     ids::PodUid,
-    model::{Objects, Pod, ProjectedSource, Token, TokenRef, VolumeSource},
+    model::{Objects, Origin, Pod, ProjectedSource, Token, TokenRef, VolumeSource},
     status::Truth,
     time::Wall,
     value::Value,
@@ -17,11 +17,34 @@ use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// A pod that comes from a file.
+fn of_file(name: &str) -> Pod {
+    Pod { origin: Origin::Manifest("/manifests/p.yaml".into()), ..pod(name, vec![]) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_the_api_server_starts_beside_the_end_of_an_earlier_one_of_its_name() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let first = Pod { grace_seconds: 300, ..pod("a", vec![]) };
+    let second = Pod { uid: uid("u-second"), ..first.clone() };
+    let (u1, u2) = (first.uid.clone(), second.uid.clone());
+    let agent = Agent::start(&node, &store, wanted([first])).await;
+    agent.ready(&u1).await;
+    node.trouble(&u1, "Signal", Trouble::Stuck);
+    // Deleted by force: the API server has the first no more.
+    agent.want(|d| *d = wanted([second]));
+    agent.ready(&u2).await;
+    assert!(node.running(&u1, "c").is_some(), "the first has its grace period");
+    agent.gone(&u1).await;
+    assert!(agent.reports.is_ready(&u2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_two_pods_with_one_name_the_second_waits_until_the_first_is_gone() {
     let (_dir, store) = store();
     let node = Node::new();
-    let first = pod("a", vec![]);
+    let first = of_file("a");
     let second = Pod { uid: uid("u-second"), ..first.clone() };
     let (u1, u2) = (first.uid.clone(), second.uid.clone());
     let agent = Agent::start(&node, &store, wanted([first])).await;
@@ -44,7 +67,7 @@ async fn of_two_pods_with_one_name_the_second_waits_until_the_first_is_gone() {
 async fn a_waiting_pod_that_is_no_longer_wanted_is_no_longer_shown() {
     let (_dir, store) = store();
     let node = Node::new();
-    let first = pod("a", vec![]);
+    let first = of_file("a");
     let second = Pod { uid: uid("u-second"), ..first.clone() };
     let agent = Agent::start(&node, &store, wanted([first.clone(), second.clone()])).await;
     // The pod whose UID sorts first gets the name.
@@ -141,7 +164,7 @@ async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
 async fn a_pod_that_rests_after_a_panic_keeps_its_name_and_can_be_ended() {
     let (_dir, store) = store();
     let node = Node::new();
-    let first = pod("a", vec![]);
+    let first = of_file("a");
     let second = Pod { uid: uid("u-second"), ..first.clone() };
     let (u1, u2) = (first.uid.clone(), second.uid.clone());
     let agent = Agent::start(&node, &store, wanted([first])).await;
