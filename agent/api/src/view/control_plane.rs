@@ -25,6 +25,9 @@ pub struct ControlPlaneView {
     pub problem: Option<String>,
     /// Whether pods and Services were listed once. Before, no pod starts and none is deleted.
     pub listed: bool,
+    /// Whether the API server has the node's own object.
+    #[serde(default)]
+    pub registered: bool,
     /// Number of pods that the API server has for this node.
     pub pods: usize,
     /// The followed sets that may be behind the API server.

@@ -7,6 +7,7 @@ mod health;
 mod images;
 mod node_report;
 mod pace;
+mod runtime_state;
 
 use super::{
     local_api::LocalApi,
@@ -35,6 +36,7 @@ use berth_source::{
 use images::Images;
 use node_report::{is_ready, machine, node_report};
 use pace::pace;
+use runtime_state::RuntimeState;
 use std::{path::PathBuf, sync::Arc};
 use tokio::{
     sync::watch,
@@ -50,6 +52,7 @@ pub(crate) struct ControlPlane {
     api: ApiPods,
     source: ClusterSource,
     unpublished: Unpublished,
+    node: NewestNode,
     events: Events,
 }
 
@@ -91,7 +94,8 @@ impl ControlPlane {
         if let Some(problem) = foreign_certificate(pool.view().common_name.as_deref(), &roots.node_name) {
             tracing::warn!("{problem}");
         }
-        Ok(ControlPlane { pool, api, source, unpublished: Unpublished::default(), events })
+        let (unpublished, node) = (Unpublished::default(), NewestNode::default());
+        Ok(ControlPlane { pool, api, source, unpublished, node, events })
     }
 
     /// Where events are reported.
@@ -111,6 +115,7 @@ impl ControlPlane {
             source: self.source.health(),
             api: self.api.clone(),
             unpublished: self.unpublished.clone(),
+            node: self.node.clone(),
         }
     }
 
@@ -126,7 +131,7 @@ impl ControlPlane {
             provider_id: None,
         };
         let (reports, newest) = watch::channel(None);
-        let node = node::start(self.pool.clone(), registration, newest, self.events.clone());
+        let node = node::start(self.pool.clone(), registration, self.node, newest, self.events.clone());
         let lease = lease::start(self.pool.clone(), info.name.clone(), node.newest());
         // Statuses and events have a rate each, so that no status waits for an event.
         let sending = events::start(self.pool.clone(), RateLimit::default(), self.events);
@@ -157,11 +162,12 @@ impl ControlPlane {
 async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) {
     let Facts { boot, mut node, api, .. } = facts;
     let machine = machine(&boot);
-    let (begun, mut images) = (Instant::now(), Images::default());
+    let (begun, mut images, mut runtime) = (Instant::now(), Images::default(), RuntimeState::default());
     loop {
         let info = node.borrow_and_update().clone();
-        let report =
-            NodeReport { images: images.get(&api).await, ..node_report(&api, &machine, &info).await };
+        let containerd = runtime.shown(Instant::now(), api.containerd().await);
+        let report = node_report(&machine, &info, &containerd, &api.network().await);
+        let report = NodeReport { images: images.get(&api).await, ..report };
         let (publishes, wait) = pace(is_ready(&report), begun.elapsed());
         reports.send_if_modified(|known| {
             let changed = publishes && known.as_deref() != Some(&report);
@@ -184,9 +190,8 @@ async fn follow_labels(node: NewestNode, labels: ApiLabels) {
     let mut changes = node.changes();
     loop {
         if let Some(object) = changes.borrow_and_update().clone() {
-            let text = |(key, value): (&String, &serde_json::Value)| {
-                Some((key.clone(), value.as_str()?.to_owned()))
-            };
+            let text =
+                |(key, value): (&String, &serde_json::Value)| Some((key.clone(), value.as_str()?.to_owned()));
             let found: Option<NodeLabels> =
                 object["metadata"]["labels"].as_object().map(|all| all.iter().filter_map(text).collect());
             labels.send_if_modified(|known| {

@@ -157,17 +157,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readers_see_the_nodes_newest_addresses() {
+    async fn readers_see_the_nodes_newest_addresses_and_labels() {
         use berth_services::HostNetwork;
         let at = |ip: &str| HostNetwork { node_ips: vec![ip.parse().unwrap()], ..HostNetwork::default() };
         let (kernel, host) = watch::channel(Arc::new(at("192.0.2.1")));
-        let (mut node, _task) = publish(NodeInfo::new("n1".parse().unwrap()), host);
+        let (mut node, labels, _task) = publish(NodeInfo::new("n1".parse().unwrap()), host);
         assert_eq!(node.borrow_and_update().ips, at("192.0.2.1").node_ips);
         // A change of an uplink alone is no change of the node.
         kernel.send_replace(Arc::new(HostNetwork { problems: Vec::new(), ..at("192.0.2.1") }));
         kernel.send_replace(Arc::new(at("192.0.2.2")));
         node.changed().await.unwrap();
         assert_eq!(node.borrow_and_update().ips, at("192.0.2.2").node_ips);
+        let of_api: NodeLabels = [("disk".to_owned(), "ssd".to_owned())].into();
+        labels.send_replace(Some(of_api.clone()));
+        node.changed().await.unwrap();
+        assert_eq!(node.borrow_and_update().labels, of_api);
+        // A node without control plane has nobody who tells of labels.
+        drop(labels);
+        kernel.send_replace(Arc::new(at("192.0.2.3")));
+        node.changed().await.unwrap();
+        assert_eq!(node.borrow_and_update().labels, of_api);
         drop(kernel);
         assert!(node.changed().await.is_err(), "the owner ends with the host's network");
     }

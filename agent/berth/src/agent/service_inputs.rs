@@ -78,6 +78,10 @@ impl ServiceInputs for AgentInputs {
     }
 
     fn wanted_pods(&self) -> Vec<PodUid> {
+        // The API server's slices say what serves: no pod has to be observed for that.
+        if !self.makes_endpoints {
+            return Vec::new();
+        }
         self.latest().iter().flat_map(|s| s.pods.keys()).cloned().collect()
     }
 

@@ -32,6 +32,11 @@ pub(super) fn problems(server: &ControlPlaneView) -> Vec<String> {
         problems
             .push("the control plane is not listed yet: no pod of it starts and none is deleted".to_owned());
     }
+    // Before the first list the object is not known either.
+    if server.listed && !server.registered {
+        let what = "the control plane has no Node object of this node: start the agent again to register it";
+        problems.push(what.to_owned());
+    }
     problems.extend(server.behind.iter().map(|SetBehind { resource, since, reason }| {
         format!("{resource} may be behind since {}: {reason}", time::stamp(*since))
     }));
@@ -69,6 +74,7 @@ pub(super) fn json(server: &ControlPlaneView) -> Value {
         "leaseRenewed": server.lease_renewed.map(time::stamp),
         "problem": server.problem,
         "listed": server.listed,
+        "registered": server.registered,
         "pods": server.pods,
         "behind": behind.collect::<Vec<_>>(),
         "unread": unread.collect::<Vec<_>>(),
@@ -88,6 +94,7 @@ mod tests {
             last_contact: Some(Wall(1_000_000_000_000)),
             lease_renewed: Some(Wall(996_000_000_000)),
             listed: true,
+            registered: true,
             pods: 7,
             ..ControlPlaneView::default()
         }
@@ -141,5 +148,8 @@ mod tests {
             ]
         );
         assert_eq!(json(&behind)["unpublished"][0]["name"], "web");
+        let deleted = ControlPlaneView { registered: false, ..view() };
+        let what = "the control plane has no Node object of this node: start the agent again to register it";
+        assert_eq!(problems(&deleted), [what]);
     }
 }

@@ -136,15 +136,15 @@ impl NodeTasks {
     }
 }
 
-/// Starts to register and report the node. Nothing is sent before the first report.
+/// Starts to register and report the node, and keeps `newest` current. Nothing is sent before the first report.
 pub fn start(
     pool: Pool,
     registration: Registration,
+    newest: NewestNode,
     reports: watch::Receiver<Option<Arc<NodeReport>>>,
     events: Events,
 ) -> NodeTasks {
     events.report_of_node(Event::normal("Starting", "Starting kubelet."));
-    let newest = NewestNode::default();
     let (health_out, health) = watch::channel(Health::unknown());
     let (changes, incoming) = mpsc::channel(8);
     let kind = OwnNode { query: format!("fieldSelector=metadata.name%3D{}", registration.name) };

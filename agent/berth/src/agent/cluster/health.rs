@@ -3,7 +3,10 @@
 use berth_api::view::{ControlPlaneView, SetBehind, UnpublishedPod, UnreadObject};
 use berth_cluster::{
     ApiPods, SourceHealth,
-    publish::pods::{Unpublished, UnpublishedStatus},
+    publish::{
+        node::NewestNode,
+        pods::{Unpublished, UnpublishedStatus},
+    },
 };
 use berth_kube::{
     pool::{Pool, View},
@@ -17,6 +20,7 @@ pub(crate) struct ControlPlaneHealth {
     pub(super) source: SourceHealth,
     pub(super) api: ApiPods,
     pub(super) unpublished: Unpublished,
+    pub(super) node: NewestNode,
 }
 
 impl ControlPlaneHealth {
@@ -44,6 +48,7 @@ impl ControlPlaneHealth {
             lease_renewed: lease_renewed.map(|at| at.wall),
             problem,
             listed,
+            registered: self.node.get().is_some(),
             pods: self.api.uids().len(),
             behind: self.source.sets().filter_map(behind).collect(),
             unread: unread.collect(),

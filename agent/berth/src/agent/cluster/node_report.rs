@@ -1,6 +1,6 @@
 //! What the node reports of itself to the control plane: amounts, conditions, versions.
 
-use super::super::{local_api::LocalApi, node::architecture};
+use super::super::node::architecture;
 use berth_api::view::Health;
 use berth_core::{ids::BootId, model::NodeInfo, quantity::Quantity, status::Truth};
 use berth_source::node::{NodeCondition, NodeConditionType, NodeReport, NodeSystemInfo, RuntimeHandler};
@@ -13,14 +13,18 @@ const MAX_PODS: &str = "110";
 const KUBELET_VERSION: &str = concat!("v1.36.3+berth-", env!("CARGO_PKG_VERSION"));
 
 /// The report on the node as it is now. `machine` is what does not change while the agent runs.
-pub(super) async fn node_report(api: &LocalApi, machine: &NodeSystemInfo, info: &NodeInfo) -> NodeReport {
-    let (containerd, network) = tokio::join!(api.containerd(), api.network());
+pub(super) fn node_report(
+    machine: &NodeSystemInfo,
+    info: &NodeInfo,
+    containerd: &Health,
+    network: &Health,
+) -> NodeReport {
     let mut amounts = info.allocatable.clone();
     if let Ok(most) = MAX_PODS.parse::<Quantity>() {
         amounts.insert("pods".to_owned(), most);
     }
-    let conditions = conditions(&containerd, &network);
-    let version = if containerd.ok { containerd.message } else { String::new() };
+    let conditions = conditions(containerd, network);
+    let version = if containerd.ok { containerd.message.as_str() } else { "" };
     NodeReport {
         addresses: info.ips.clone(),
         hostname: info.name.to_string(),
