@@ -36,8 +36,11 @@ pub(crate) fn publish(mut info: NodeInfo, mut host: Host) -> (NodeWatch, ApiLabe
                 changed = host.changed() => if changed.is_err() {
                     return;
                 },
-                // A node without control plane has no sender.
-                changed = of_api.changed(), if may_join => may_join = changed.is_ok(),
+                changed = of_api.changed(), if may_join => if changed.is_err() {
+                    // A node without control plane has no sender.
+                    may_join = false;
+                    continue;
+                },
             }
             if owner.is_closed() {
                 return;

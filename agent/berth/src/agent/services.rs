@@ -144,9 +144,11 @@ fn spawn(
         let ServicesConfig { roots, exe, cgroup, clear, options } = config;
         let ServiceOptions { networks, sizes } = options;
         let EngineInputs { status, latest, executor, host, node, health, makes_endpoints } = inputs;
+        // One look: a second borrow beside the first would wait for a writer that waits for the first.
+        let info = Arc::clone(&node.borrow());
         let engine = Config {
-            node: node.borrow().name.as_str().into(),
-            zone: node.borrow().zone().into(),
+            node: info.name.as_str().into(),
+            zone: info.zone().into(),
             networks,
             reconcile: RECONCILE,
             next_id: service_inputs::next_id(&roots),
