@@ -17,10 +17,11 @@ use berth_core::{
     value::Value,
 };
 use berth_source::{DesiredService, Snapshot};
+use berth_sys::fs::{read_limited, remove_if_there, write_atomic};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -60,15 +61,10 @@ impl PodInputs {
                 (Value::Known(_), ObjectKind::ServiceAccount) | (Value::Unknown(_), _) => {}
             }
         }
-        let seen = |service: &&Arc<Service>| pod.enable_service_links || is_master(service);
+        let seen = |service: &&Arc<Service>| pod.enable_service_links || service.is_kubernetes();
         inputs.services = services.iter().filter(seen).cloned().collect();
         inputs
     }
-}
-
-/// Whether every pod has the variables of the Service (`masterServices`, `pkg/kubelet/kubelet_pods.go`).
-fn is_master(service: &Service) -> bool {
-    service.key.namespace.as_str() == "default" && service.key.name.as_str() == "kubernetes"
 }
 
 /// The Services that give variables to the pods of each of these namespaces.
@@ -78,8 +74,8 @@ fn by_namespace(
 ) -> BTreeMap<Namespace, Vec<Arc<Service>>> {
     let mut found: BTreeMap<Namespace, Vec<Arc<Service>>> =
         namespaces.into_iter().map(|namespace| (namespace.clone(), Vec::new())).collect();
-    for service in services.iter().map(|s| &s.service).filter(|s| !s.cluster_ips.is_empty()) {
-        let (master, own) = (is_master(service), &service.key.namespace);
+    for service in services.iter().map(|s| &s.service).filter(|s| s.primary_cluster_ip().is_some()) {
+        let (master, own) = (service.is_kubernetes(), &service.key.namespace);
         if master {
             let others = found.iter_mut().filter(|(namespace, _)| *namespace != own);
             others.for_each(|(_, services)| services.push(Arc::clone(service)));
@@ -96,7 +92,7 @@ pub(crate) fn load(dir: &Path) -> KeptInputs {
     let mut objects = Objects::default();
     let mut services = BTreeMap::new();
     for file in files(dir) {
-        let inputs = berth_sys::fs::read_limited(&file, MAX).map_err(|error| Chain(&error).to_string());
+        let inputs = read_limited(&file, MAX).map_err(|error| Chain(&error).to_string());
         let inputs = inputs
             .and_then(|text| serde_json::from_slice::<PodInputs>(&text).map_err(|error| error.to_string()));
         match inputs {
@@ -179,12 +175,11 @@ impl Keeper {
             self.kept.keys().filter(|uid| !wanted.contains_key(*uid)).cloned().collect();
         let written = made.and_then(|()| {
             for uid in &removed {
-                remove(&self.file(uid)).map_err(|error| error.to_string())?;
+                remove_if_there(&self.file(uid)).map_err(|error| error.to_string())?;
             }
             for (uid, inputs) in wanted.iter().filter(|(uid, inputs)| self.kept.get(*uid) != Some(*inputs)) {
                 let text = serde_json::to_vec(inputs).map_err(|error| error.to_string())?;
-                berth_sys::fs::write_atomic(&self.file(uid), &text, 0o600)
-                    .map_err(|error| Chain(&error).to_string())?;
+                write_atomic(&self.file(uid), &text, 0o600).map_err(|error| Chain(&error).to_string())?;
             }
             Ok(())
         });
@@ -204,7 +199,7 @@ impl Keeper {
         for file in files(&self.dir) {
             let uid = file.file_stem().and_then(|stem| stem.to_str()?.parse::<PodUid>().ok());
             if uid.is_none_or(|uid| !wanted.contains_key(&uid)) {
-                remove(&file).map_err(|error| error.to_string())?;
+                remove_if_there(&file).map_err(|error| error.to_string())?;
             }
         }
         Ok(())
@@ -213,10 +208,6 @@ impl Keeper {
     fn file(&self, uid: &PodUid) -> PathBuf {
         self.dir.join(format!("{uid}.json"))
     }
-}
-
-fn remove(file: &Path) -> io::Result<()> {
-    berth_sys::fs::remove_if_there(file)
 }
 
 #[cfg(test)]

@@ -12,10 +12,12 @@ pub mod publish;
 mod refs;
 mod rights;
 mod source;
+mod task;
 mod tokens;
 mod wait;
 
 pub use api_pods::ApiPods;
 pub use rights::foreign_certificate;
 pub use source::{ClusterSource, SourceHealth};
+pub use task::Task;
 pub use tokens::{TokenValues, Tokens};

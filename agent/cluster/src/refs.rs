@@ -9,6 +9,7 @@
 mod object;
 mod usage;
 
+use crate::Task;
 use berth_core::{
     ids::PodUid,
     model::{KeyedData, ObjectName, Objects},
@@ -22,7 +23,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
+use tokio::{sync::mpsc, time::Instant};
 use usage::Usage;
 
 /// The time for which an object stays followed that no pod uses: a pod that is replaced finds its objects at hand.
@@ -56,15 +57,9 @@ pub(crate) struct References {
 
 #[derive(Debug)]
 struct Followed {
-    task: AbortHandle,
+    _task: Task,
     /// Whether the reflector has an answer and is not behind.
     current: bool,
-}
-
-impl Drop for Followed {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl References {
@@ -81,9 +76,9 @@ impl References {
             // A reflector that waits after a refusal starts anew: what refused the object to an earlier pod need not
             // refuse it to this one.
             if self.followed.get(&name).is_none_or(|followed| !followed.current) {
-                let task = tokio::spawn(object::run(name.clone(), self.pool.clone(), self.answers.clone()));
+                let task = Task::spawn(object::run(name.clone(), self.pool.clone(), self.answers.clone()));
                 forget_refusal(&name, objects);
-                self.followed.insert(name, Followed { task: task.abort_handle(), current: false });
+                self.followed.insert(name, Followed { _task: task, current: false });
             }
         }
     }

@@ -10,7 +10,7 @@ mod refusals;
 mod state;
 
 use crate::{
-    ApiPods, Tokens, inputs,
+    ApiPods, Task, Tokens, inputs,
     refs::{Answer, References},
 };
 use berth_core::{ids::NodeName, model::ObjectName, value::Why};
@@ -24,7 +24,6 @@ use state::State;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 
@@ -39,7 +38,7 @@ const WAITING: usize = 64;
 pub struct ClusterSource {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     health: SourceHealth,
-    tasks: Vec<JoinHandle<()>>,
+    _tasks: Vec<Task>,
 }
 
 impl ClusterSource {
@@ -53,18 +52,18 @@ impl ClusterSource {
             slices: set("endpointslices", EndpointSlices, pool, &mut sets, &mut tasks),
         };
         for (name, health) in &sets {
-            tasks.push(tokio::spawn(refusals::tell(name, node.clone(), health.clone())));
+            tasks.push(Task::spawn(refusals::tell(name, node.clone(), health.clone())));
         }
         let state = State::new(api, inputs::load(&dir));
         let (publish, snapshots) = watch::channel(Arc::new(state.snapshot(&Snapshot::default())));
-        tasks.push(tokio::spawn(inputs::keep(dir, snapshots.clone())));
+        tasks.push(Task::spawn(inputs::keep(dir, snapshots.clone())));
         let (tell, unread) = watch::channel(BTreeMap::new());
         let (answers, objects) = mpsc::channel(WAITING);
         let references = References::new(pool.clone(), answers);
         let tokens = Tokens::start(pool.clone());
         let outputs = Outputs { publish, tell };
-        tasks.push(tokio::spawn(run(input, objects, state, references, tokens, outputs)));
-        ClusterSource { snapshots, health: SourceHealth { sets, unread }, tasks }
+        tasks.push(Task::spawn(run(input, objects, state, references, tokens, outputs)));
+        ClusterSource { snapshots, health: SourceHealth { sets, unread }, _tasks: tasks }
     }
 
     /// Whether the source's state is the API server's.
@@ -76,12 +75,6 @@ impl ClusterSource {
 impl Source for ClusterSource {
     fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
-    }
-}
-
-impl Drop for ClusterSource {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -105,7 +98,7 @@ fn set<K>(
     kind: K,
     pool: &Pool,
     sets: &mut Vec<(&'static str, watch::Receiver<Health>)>,
-    tasks: &mut Vec<JoinHandle<()>>,
+    tasks: &mut Vec<Task>,
 ) -> mpsc::Receiver<Change<K::Item>>
 where
     K: Kind + Send + Sync + 'static,
@@ -114,7 +107,7 @@ where
     let (changes, incoming) = mpsc::channel(WAITING);
     let (health, current) = watch::channel(Health::unknown());
     sets.push((name, current));
-    tasks.push(tokio::spawn(follow(kind, pool.clone(), ListWatch::new(Options::set()), changes, health)));
+    tasks.push(Task::spawn(follow(kind, pool.clone(), ListWatch::new(Options::set()), changes, health)));
     incoming
 }
 

@@ -5,13 +5,14 @@
 
 mod schedule;
 
+use crate::Task;
 use berth_core::{
     error::Chain,
     model::{Token, TokenRef},
     time::Wall,
     value::{Value, Why},
 };
-use berth_kube::{Error, pool::Pool, request::Request};
+use berth_kube::{Error, pool::Pool, request::Request, status::is_about_request};
 use berth_sys::clock;
 use jiff::Timestamp;
 use schedule::{Failed, Issued, Schedule};
@@ -22,11 +23,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    sync::watch,
-    task::{JoinHandle, JoinSet},
-    time::sleep,
-};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 /// Requests at once. The others wait: a burst of pods must not delay what else the node asks.
 const AT_ONCE: usize = 16;
@@ -42,7 +39,7 @@ pub type TokenValues = Arc<BTreeMap<TokenRef, Value<Token>>>;
 pub struct Tokens {
     wanted: watch::Sender<BTreeSet<TokenRef>>,
     values: watch::Receiver<TokenValues>,
-    task: JoinHandle<()>,
+    _task: Task,
 }
 
 impl Tokens {
@@ -50,7 +47,7 @@ impl Tokens {
     pub fn start(pool: Pool) -> Tokens {
         let (wanted, wants) = watch::channel(BTreeSet::new());
         let (publish, values) = watch::channel(TokenValues::default());
-        Tokens { wanted, values, task: tokio::spawn(run(pool, wants, publish)) }
+        Tokens { wanted, values, _task: Task::spawn(run(pool, wants, publish)) }
     }
 
     /// Takes the tokens that pods use now, all of them.
@@ -65,12 +62,6 @@ impl Tokens {
     /// The newest values. A token that has none yet is unknown.
     pub fn values(&self) -> watch::Receiver<TokenValues> {
         self.values.clone()
-    }
-}
-
-impl Drop for Tokens {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -164,7 +155,7 @@ fn issued(body: &[u8], now: Wall) -> Result<Issued, String> {
 
 fn failed(error: &Error) -> Failed {
     match error.refusal() {
-        Some(refusal) if refusal.code < 500 && refusal.code != 429 => {
+        Some(refusal) if is_about_request(refusal.code) => {
             Failed { why: Why::Refused(refusal.message.clone()), retry_after: refusal.retry_after }
         }
         Some(refusal) => {

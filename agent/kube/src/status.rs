@@ -110,6 +110,12 @@ impl Refusal {
     }
 }
 
+/// Whether a refusal with this HTTP status is about the request itself, rather than that the server fails (5xx) or is
+/// overloaded (429).
+pub fn is_about_request(code: u16) -> bool {
+    code < 500 && code != 429
+}
+
 /// The text on one line, cut at [`MAX_TEXT`] characters.
 fn shortened(text: &str) -> String {
     text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()

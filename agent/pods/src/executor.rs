@@ -181,7 +181,7 @@ pub trait Executor: Send + Sync + 'static {
     }
 
     /// Whether the kernel's OOM killer has ended a process of this container, by the kernel's own count. The worker
-    /// asks at each failed exit, because containerd may tell of the kill after the exit.
+    /// asks at each exit by SIGKILL, because containerd may tell of the kill after the exit.
     fn oom_killed(&self, pod: &Pod, container: &ContainerId) -> bool {
         let _ = (pod, container);
         false

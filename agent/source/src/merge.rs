@@ -40,7 +40,7 @@ impl SourceKind {
     }
 
     /// The origin of the source's pods.
-    fn origin(&self) -> OriginKind {
+    pub fn origin(&self) -> OriginKind {
         match self {
             SourceKind::Directory { mode: Mode::Manifests, .. } => OriginKind::Manifest,
             SourceKind::Directory { mode: Mode::StaticPods, .. } => OriginKind::StaticFile,
@@ -89,6 +89,11 @@ impl Sources {
     /// The newest snapshot of each source, in their order.
     pub fn snapshots(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
         self.0.iter().map(|s| &s.snapshot)
+    }
+
+    /// The newest snapshot of the control plane; `None` where the node works for none.
+    pub fn cluster(&self) -> Option<&Arc<Snapshot>> {
+        self.0.iter().find(|s| s.kind == SourceKind::Cluster).map(|s| &s.snapshot)
     }
 
     /// The origins whose source has listed, or has no source on this node. A pod of any other origin may not be deleted

@@ -17,14 +17,13 @@ use super::{
 };
 use anyhow::Context as _;
 use berth_cluster::{
-    ApiPods, ClusterSource, foreign_certificate,
+    ApiPods, ClusterSource, Task, foreign_certificate,
     publish::{
         RateLimit,
-        events::{self, EventPublisher, Events},
-        lease::{self, LeaseTask},
-        mirrors::{self, MirrorTask},
+        events::{self, Events},
+        lease, mirrors,
         node::{self, NewestNode, NodeTasks},
-        pods::{self, PodPublisher, Unpublished},
+        pods::{self, Unpublished},
     },
 };
 use berth_core::{ids::BootId, model::NodeLabels, roots::Roots};
@@ -40,7 +39,6 @@ use runtime_state::RuntimeState;
 use std::{path::PathBuf, sync::Arc};
 use tokio::{
     sync::watch,
-    task::JoinHandle,
     time::{Instant, sleep},
 };
 
@@ -70,17 +68,7 @@ pub(crate) struct Facts {
 pub(crate) struct Publishing {
     _source: ClusterSource,
     _node: NodeTasks,
-    _lease: LeaseTask,
-    _pods: PodPublisher,
-    _events: EventPublisher,
-    _mirrors: MirrorTask,
-    tasks: [JoinHandle<()>; 2],
-}
-
-impl Drop for Publishing {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
+    _tasks: [Task; 6],
 }
 
 impl ControlPlane {
@@ -144,17 +132,10 @@ impl ControlPlane {
             Arc::clone(&facts.status),
         );
         let pods = pods::start(self.pool, limit, self.api, Arc::clone(&facts.status), self.unpublished);
-        let labelling = tokio::spawn(follow_labels(node.newest(), facts.node_labels.clone()));
-        let observing = tokio::spawn(observe(facts, reports));
-        Publishing {
-            _source: self.source,
-            _node: node,
-            _lease: lease,
-            _pods: pods,
-            _events: sending,
-            _mirrors: mirrors,
-            tasks: [observing, labelling],
-        }
+        let labelling = Task::spawn(follow_labels(node.newest(), facts.node_labels.clone()));
+        let observing = Task::spawn(observe(facts, reports));
+        let tasks = [lease, pods, sending, mirrors, labelling, observing];
+        Publishing { _source: self.source, _node: node, _tasks: tasks }
     }
 }
 
@@ -165,8 +146,9 @@ async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) 
     let (begun, mut images, mut runtime) = (Instant::now(), Images::default(), RuntimeState::default());
     loop {
         let info = node.borrow_and_update().clone();
-        let containerd = runtime.shown(Instant::now(), api.containerd().await);
-        let report = node_report(&machine, &info, &containerd, &api.network().await);
+        let (containerd, network) = tokio::join!(api.containerd(), api.network());
+        let containerd = runtime.shown(Instant::now(), containerd);
+        let report = node_report(&machine, &info, &containerd, &network);
         let report = NodeReport { images: images.get(&api).await, ..report };
         let (publishes, wait) = pace(is_ready(&report), begun.elapsed());
         reports.send_if_modified(|known| {

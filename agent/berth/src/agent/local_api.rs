@@ -102,8 +102,7 @@ impl LocalApi {
     }
 
     fn control_plane(&self) -> Option<ControlPlaneView> {
-        let is_cluster = |source: &&SourceState| matches!(source.kind, SourceKind::Cluster);
-        let listed = self.latest.borrow().iter().find(is_cluster).is_some_and(|s| s.snapshot.listed);
+        let listed = self.latest.borrow().cluster().is_some_and(|snapshot| snapshot.listed);
         Some(self.control_plane.as_ref()?.view(listed))
     }
 

@@ -3,7 +3,6 @@
 
 use super::{node::NodeWatch, sources::Latest, status_manager::StatusManager};
 use crate::dns::DEFAULT_DOMAIN;
-use anyhow::Context as _;
 use berth_api::{
     services::{NamedPort, ServicesFile},
     view::Health,
@@ -208,18 +207,19 @@ fn port(n: Named) -> NamedPort {
     }
 }
 
-/// The next free id by an earlier agent's file; 1 without one.
-pub(super) fn next_id(roots: &Roots) -> u32 {
-    // The engine also starts above all ids in the tables.
-    stored(roots).map(|file| file.next_id).unwrap_or_default().max(1)
+/// What an earlier agent left in its file. Nothing without one.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    /// The next free id, from 1 on. The engine also starts above all ids in the tables.
+    pub(super) next_id: u32,
+    /// The notices.
+    pub(super) notices: BTreeSet<String>,
 }
 
-/// The notices by an earlier agent's file; none without one.
-pub(super) fn told(roots: &Roots) -> BTreeSet<String> {
-    stored(roots).map(|file| file.notices.into_iter().collect()).unwrap_or_default()
-}
-
-fn stored(roots: &Roots) -> anyhow::Result<ServicesFile> {
-    let bytes = berth_sys::fs::read_limited(&roots.services_file(), MOST).context("read")?;
-    Ok(serde_json::from_slice(&bytes)?)
+/// Reads what an earlier agent left. A file that is missing or cannot be read counts as none.
+pub(super) fn stored(roots: &Roots) -> Stored {
+    let bytes = berth_sys::fs::read_limited(&roots.services_file(), MOST).ok();
+    let file = bytes.and_then(|bytes| serde_json::from_slice::<ServicesFile>(&bytes).ok());
+    let (next_id, notices) = file.map(|file| (file.next_id, file.notices)).unwrap_or_default();
+    Stored { next_id: next_id.max(1), notices: notices.into_iter().collect() }
 }

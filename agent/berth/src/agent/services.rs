@@ -146,20 +146,20 @@ fn spawn(
         let EngineInputs { status, latest, executor, host, node, health, makes_endpoints } = inputs;
         // One look: a second borrow beside the first would wait for a writer that waits for the first.
         let info = Arc::clone(&node.borrow());
+        let stored = service_inputs::stored(&roots);
         let engine = Config {
             node: info.name.as_str().into(),
             zone: info.zone().into(),
             networks,
             reconcile: RECONCILE,
-            next_id: service_inputs::next_id(&roots),
+            next_id: stored.next_id,
         };
         let kernel = LinuxDatapath::new(
             LinuxDatapathConfig { roots: roots.clone(), exe, cgroup, clear, sizes },
             move || Arc::clone(&host.borrow()),
         );
-        let told = service_inputs::told(&roots);
         let inputs = AgentInputs {
-            told,
+            told: stored.notices,
             roots,
             node,
             status,

@@ -12,7 +12,7 @@ use berth_executor::ServiceLister;
 use berth_pods::DesiredSet;
 use berth_server::WatchCache;
 use berth_source::{
-    DesiredPod, ServiceRanges, Snapshot, Source as _, SourceKind, SourceState, Sources,
+    DesiredPod, ServiceRanges, Snapshot, Source as _, SourceKind, Sources,
     directory::{DirectoryConfig, DirectorySource},
     manifest::Mode,
 };
@@ -84,10 +84,8 @@ pub(crate) fn lister(latest: &Latest) -> ServiceLister {
     ServiceLister::new(move || {
         let sources = latest.borrow();
         // Before its first list a control plane has the Services that an earlier agent kept, or none.
-        let untold = |s: &SourceState| {
-            matches!(s.kind, SourceKind::Cluster) && !s.snapshot.listed && s.snapshot.services.is_empty()
-        };
-        (!sources.iter().any(untold)).then(|| sources.services().cloned().collect())
+        let untold = sources.cluster().is_some_and(|s| !s.listed && s.services.is_empty());
+        (!untold).then(|| sources.services().cloned().collect())
     })
 }
 

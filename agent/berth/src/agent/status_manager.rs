@@ -20,7 +20,7 @@ use berth_pods::{DesiredSet, PodReport, Reports};
 use berth_server::WatchCache;
 use berth_services::ObservedPod;
 use berth_source::{
-    DesiredPod, SourceKind,
+    DesiredPod,
     status::{pod_object, pod_status},
 };
 use berth_sys::clock;
@@ -100,10 +100,11 @@ impl StatusManager {
                 // UID, which the mirror names.
                 pod.is_some_and(|pod| !matches!(pod.origin, Origin::Manifest(_)))
             }
-            Involved::Service { key, uid } => self.latest.borrow().iter().any(|source| {
-                let service = source.snapshot.services.get(key).map(|desired| &desired.service);
-                source.kind == SourceKind::Cluster && service.is_some_and(|service| service.uid == *uid)
-            }),
+            Involved::Service { key, uid } => {
+                let latest = self.latest.borrow();
+                let desired = latest.cluster().and_then(|snapshot| snapshot.services.get(key));
+                desired.is_some_and(|desired| desired.service.uid == *uid)
+            }
         }
     }
 

@@ -13,7 +13,7 @@ mod queue;
 mod recent;
 mod write;
 
-use crate::{ApiPods, publish::RateLimit, wait::jittered};
+use crate::{ApiPods, Task, publish::RateLimit, wait::jittered};
 use berth_core::{
     error::Chain,
     event::{Event, EventRecord, Involved},
@@ -26,7 +26,7 @@ use berth_sys::clock;
 use correlate::{Correlator, Key, Occurrence};
 use queue::Queue;
 use std::sync::{Arc, Mutex};
-use tokio::{sync::Notify, task::JoinHandle, time::sleep};
+use tokio::{sync::Notify, time::sleep};
 use write::{Answer, Next, Write};
 
 /// Share by which a wait varies, so that the nodes of a cluster do not come back together.
@@ -118,19 +118,9 @@ impl Events {
     }
 }
 
-/// The task that sends events. It ends with this value; what waits is lost then.
-#[derive(Debug)]
-pub struct EventPublisher(JoinHandle<()>);
-
-impl Drop for EventPublisher {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Starts to send the events that are reported to `events`.
-pub fn start(pool: Pool, limit: RateLimit, events: Events) -> EventPublisher {
-    EventPublisher(tokio::spawn(run(pool, limit, events)))
+/// Starts to send the events that are reported to `events`. What waits is lost with the task.
+pub fn start(pool: Pool, limit: RateLimit, events: Events) -> Task {
+    Task::spawn(run(pool, limit, events))
 }
 
 async fn run(pool: Pool, limit: RateLimit, events: Events) {

@@ -5,17 +5,17 @@
 //! after two renewals that failed, the pool closes all connections, which may lead to a server that is gone.
 
 use super::node::NewestNode;
-use crate::wait::{backoff, jittered};
+use crate::{
+    Task,
+    wait::{backoff, jittered},
+};
 use berth_core::{error::Chain, ids::NodeName, time::Wall};
 use berth_kube::{Error, pool::Pool, request::Request};
 use berth_source::lease::{NAMESPACE, lease_object};
 use berth_sys::clock;
 use serde_json::Value;
 use std::time::Duration;
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, sleep, sleep_until, timeout_at},
-};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 /// Time between two renewals, a quarter of the lease's time.
 const EVERY: Duration = Duration::from_secs(10);
@@ -31,19 +31,9 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 const PATH: &str = "/apis/coordination.k8s.io/v1/namespaces";
 
-/// The task that renews the lease. It ends with this value.
-#[derive(Debug)]
-pub struct LeaseTask(JoinHandle<()>);
-
-impl Drop for LeaseTask {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Starts to renew the lease of `node`, which belongs to the Node object in `object` as soon as that is known.
-pub fn start(pool: Pool, node: NodeName, object: NewestNode) -> LeaseTask {
-    LeaseTask(tokio::spawn(run(pool, Renewal::new(node), object)))
+pub fn start(pool: Pool, node: NodeName, object: NewestNode) -> Task {
+    Task::spawn(run(pool, Renewal::new(node), object))
 }
 
 async fn run(pool: Pool, mut renewal: Renewal, object: NewestNode) {

@@ -8,32 +8,22 @@
 //! API server has ([`ApiPods`]). [`next`] says what to send. On failure: all mirrors are looked at again after 10 s.
 
 use super::{PodReports, RateLimit, node::NewestNode};
-use crate::ApiPods;
-use berth_core::{error::Chain, ids::PodUid, model::Origin};
+use crate::{ApiPods, Task};
+use berth_core::{error::Chain, ids::PodUid, model::OriginKind};
 use berth_kube::{
     pool::Pool,
     request::{Preconditions, Request},
 };
 use berth_source::{
-    Sources,
+    DesiredPod, Sources,
     cluster::{mirror_object, mirrored},
 };
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tokio::{sync::watch, time::timeout};
 
 /// Interval at which all mirrors are looked at: a request may have failed, and a name may have been taken.
 const EVERY: Duration = Duration::from_secs(10);
-
-/// The task of the mirror pods. It ends when this value is dropped.
-#[derive(Debug)]
-pub struct MirrorTask(JoinHandle<()>);
-
-impl Drop for MirrorTask {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 /// Starts to keep the mirrors of the static pods in `sources`. Nothing is sent before the Node is known.
 pub fn start<R: PodReports>(
@@ -42,8 +32,8 @@ pub fn start<R: PodReports>(
     (api, node): (ApiPods, NewestNode),
     sources: watch::Receiver<Sources>,
     reports: Arc<R>,
-) -> MirrorTask {
-    MirrorTask(tokio::spawn(Mirrors { pool, limit, api, node, sources, reports }.run()))
+) -> Task {
+    Task::spawn(Mirrors { pool, limit, api, node, sources, reports }.run())
 }
 
 /// Namespace and name.
@@ -56,7 +46,7 @@ enum Step {
     Create,
     /// The deletion of the mirror with this UID, at once.
     Delete(String),
-    /// None.
+    /// No request: file and mirror agree.
     Nothing,
 }
 
@@ -149,14 +139,14 @@ impl<R: PodReports> Mirrors<R> {
 
     /// The static pods by their names.
     fn wanted(&mut self) -> BTreeMap<Key, (PodUid, Arc<Value>)> {
-        let pods = self.sources.borrow_and_update().pods();
-        let files = pods.into_values().filter(|pod| matches!(pod.pod.origin, Origin::StaticFile(_)));
-        let of = |pod: Arc<berth_source::DesiredPod>| {
+        let sources = self.sources.borrow_and_update();
+        let files = sources.iter().filter(|source| source.kind.origin() == OriginKind::StaticFile);
+        let of = |pod: &Arc<DesiredPod>| {
             let key = &pod.pod.key;
             let key = (key.namespace.to_string(), key.name.to_string());
             (key, (pod.pod.uid.clone(), Arc::clone(&pod.raw)))
         };
-        files.map(of).collect()
+        files.flat_map(|source| source.snapshot.pods.values().map(of)).collect()
     }
 
     /// The mirrors that the API server has, by their names.

@@ -12,6 +12,7 @@
 mod transitions;
 
 use crate::{
+    Task,
     object::is_newer,
     publish::events::Events,
     rights,
@@ -34,7 +35,6 @@ use serde_json::Value;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
 
@@ -113,15 +113,7 @@ impl NewestNode {
 pub struct NodeTasks {
     newest: NewestNode,
     health: watch::Receiver<Health>,
-    tasks: [JoinHandle<()>; 3],
-}
-
-impl Drop for NodeTasks {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
+    _tasks: [Task; 3],
 }
 
 impl NodeTasks {
@@ -150,11 +142,11 @@ pub fn start(
     let kind = OwnNode { query: format!("fieldSelector=metadata.name%3D{}", registration.name) };
     let machine = ListWatch::new(Options::set());
     let tasks = [
-        tokio::spawn(follow(kind, pool.clone(), machine, changes, health_out)),
-        tokio::spawn(keep(incoming, newest.clone())),
-        tokio::spawn(run(Reporter { pool, registration, reports, newest: newest.clone(), events })),
+        Task::spawn(follow(kind, pool.clone(), machine, changes, health_out)),
+        Task::spawn(keep(incoming, newest.clone())),
+        Task::spawn(run(Reporter { pool, registration, reports, newest: newest.clone(), events })),
     ];
-    NodeTasks { newest, health, tasks }
+    NodeTasks { newest, health, _tasks: tasks }
 }
 
 /// This node's Node, a set of one.

@@ -8,7 +8,7 @@ mod decide;
 mod unpublished;
 
 use super::{PodReports, PodToPublish, RateLimit};
-use crate::{ApiPods, object::version};
+use crate::{ApiPods, Task, object::version};
 use berth_core::{error::Chain, ids::PodUid, time::Boottime};
 use berth_kube::{
     Error,
@@ -24,10 +24,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    task::{JoinHandle, JoinSet},
-    time::sleep,
-};
+use tokio::{task::JoinSet, time::sleep};
 
 pub use unpublished::{Unpublished, UnpublishedStatus};
 
@@ -37,16 +34,6 @@ const AT_ONCE: usize = 16;
 /// The longest sleep of the task. The boot clock counts suspended time and tokio's timers do not.
 const MAX_SLEEP: Duration = Duration::from_secs(300);
 
-/// The running publisher. Its task ends when this value is dropped.
-#[derive(Debug)]
-pub struct PodPublisher(JoinHandle<()>);
-
-impl Drop for PodPublisher {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Starts to publish the reports on the pods in `api`. Pods whose requests fail are in `unpublished` meanwhile.
 pub fn start<R: PodReports>(
     pool: Pool,
@@ -54,10 +41,10 @@ pub fn start<R: PodReports>(
     api: ApiPods,
     reports: Arc<R>,
     unpublished: Unpublished,
-) -> PodPublisher {
+) -> Task {
     let (pods, requests) = (BTreeMap::new(), JoinSet::new());
     let publisher = Publisher { pool, limit, api, reports, unpublished, pods, requests };
-    PodPublisher(tokio::spawn(publisher.run()))
+    Task::spawn(publisher.run())
 }
 
 struct Publisher<R> {

@@ -9,6 +9,7 @@ use berth_core::{
 use berth_kube::{
     pool::Pool,
     reflector::{Bad, Change, Health, Kind, ListWatch, Meta, Options, follow},
+    status::is_about_request,
 };
 use berth_source::cluster::{self, DataObject};
 use std::{pin::pin, sync::Arc};
@@ -78,7 +79,7 @@ pub(super) async fn run(name: ObjectName, pool: Pool, answers: mpsc::Sender<(Obj
 /// Why an object is unknown. A server that is overloaded or fails has refused nothing.
 fn reason(why: &str, refused: Option<u16>) -> Why {
     match refused {
-        Some(code) if code < 500 && code != 429 => Why::Refused(why.to_owned()),
+        Some(code) if is_about_request(code) => Why::Refused(why.to_owned()),
         _ => Why::Unreachable(why.to_owned()),
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::rights;
 use berth_core::ids::NodeName;
-use berth_kube::reflector::Health;
+use berth_kube::{reflector::Health, status::is_about_request};
 use std::time::Duration;
 use tokio::{sync::watch, time::sleep};
 
@@ -29,7 +29,7 @@ pub(super) async fn tell(set: &'static str, node: NodeName, mut health: watch::R
 
 /// Whether the set is refused to this node, rather than that the API server fails or is overloaded.
 fn is_refusal(health: &Health) -> bool {
-    matches!(health, Health::Behind { refused: Some(code), .. } if *code < 500 && *code != 429)
+    matches!(health, Health::Behind { refused: Some(code), .. } if is_about_request(*code))
 }
 
 /// The set's health, once a refusal has lasted.

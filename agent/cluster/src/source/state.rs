@@ -55,8 +55,7 @@ impl State {
     }
 
     pub(super) fn pod(&mut self, change: Change<ApiPod>) {
-        let (effects, pod) = self.pods.apply("pod", change);
-        let mut pod = pod;
+        let (effects, mut pod) = self.pods.apply("pod", change);
         for effect in effects {
             match (effect, pod.take()) {
                 (Effect::Put(_), Some(ApiPod::Pod(desired))) => self.put_pod(desired),

@@ -125,6 +125,19 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Whether this is the API server's own Service, of whose variables every container has a copy (`masterServices`,
+    /// `pkg/kubelet/kubelet_pods.go`).
+    pub fn is_kubernetes(&self) -> bool {
+        self.key.namespace.as_str() == "default" && self.key.name.as_str() == "kubernetes"
+    }
+
+    /// The first ClusterIP; `None` for headless and external Services.
+    pub fn primary_cluster_ip(&self) -> Option<IpAddr> {
+        self.cluster_ips.first().copied().filter(|_| !self.headless)
+    }
+}
+
 impl ServicePort {
     /// A port whose endpoints have the same number, without a node port.
     pub fn new(name: &str, protocol: Protocol, port: u16) -> ServicePort {

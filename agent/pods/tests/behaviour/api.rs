@@ -23,6 +23,11 @@ fn set(pods: impl IntoIterator<Item = Desired>) -> DesiredSet {
     DesiredSet { pods, ..wanted([]) }
 }
 
+/// The desired set while the API server is away: it has no pods, and none is known to be absent.
+fn unlisted() -> DesiredSet {
+    DesiredSet { listed: [OriginKind::Manifest, OriginKind::StaticFile].into(), ..set([]) }
+}
+
 fn evicted() -> TerminalPhase {
     TerminalPhase { phase: Phase::Failed, reason: Some("Evicted".into()), message: Some("taint".into()) }
 }
@@ -133,8 +138,7 @@ async fn an_agent_that_dies_before_the_api_server_lets_the_pod_go_leaves_the_res
     let actions = node.kinds(&p.uid).len();
 
     // The API server is away at first, then it still has the pod.
-    let listed = [OriginKind::Manifest, OriginKind::StaticFile].into();
-    let agent = Agent::start(&node, &store, DesiredSet { listed, ..set([]) }).await;
+    let agent = Agent::start(&node, &store, unlisted()).await;
     node.pass(SECOND * 600).await;
     assert!(!agent.reports.shows(&p.uid) && agent.reports.recorded().removed.is_empty());
     agent.want(|d| *d = set([ending(&p, 5)]));
@@ -256,8 +260,7 @@ async fn a_pod_waits_for_the_source_of_its_own_origin_alone() {
     agent.kill().await;
 
     // The API server is away, and the file of the static pod is gone: of the two only that pod ends.
-    let listed = [OriginKind::Manifest, OriginKind::StaticFile].into();
-    let agent = Agent::start(&node, &store, DesiredSet { listed, ..set([]) }).await;
+    let agent = Agent::start(&node, &store, unlisted()).await;
     agent.gone(&file.uid).await;
     node.pass(SECOND * 600).await;
     assert!(node.running(&api.uid, "c").is_some());
@@ -357,8 +360,7 @@ async fn an_agent_that_starts_without_the_api_server_keeps_the_newest_image_of_a
     agent.ready(&new.uid).await;
     agent.kill().await;
     // The container of the other image and the untouched one were created from the first specification.
-    let listed = [OriginKind::Manifest, OriginKind::StaticFile].into();
-    let agent = Agent::start(&node, &store, DesiredSet { listed, ..set([]) }).await;
+    let agent = Agent::start(&node, &store, unlisted()).await;
     agent.ready(&new.uid).await;
     node.pass(SECOND * 60).await;
     assert_eq!((node.starts(&new.uid, "c").len(), node.starts(&new.uid, "d").len()), (2, 1));

@@ -1,34 +1,18 @@
 //! Service environment variables (`pkg/kubelet/envvars` of the kubelet): where the Services are that a pod
 //! may use by variables, `WEB_SERVICE_HOST` and what Docker's links had.
 
-use berth_core::{
-    ids::Namespace,
-    model::{Pod, Protocol, Service},
-};
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
-
-/// The namespace of the API server's Service, which every pod sees.
-const MASTER_NAMESPACE: &str = "default";
-/// Its name.
-const MASTER: &str = "kubernetes";
+use berth_core::model::{Pod, Protocol, Service};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 /// The variables of a pod: of the Services of its own namespace (unless `enableServiceLinks` is false) and of
 /// `default/kubernetes`, where there is one. Only Services with an address count. In order of their names.
 pub fn service_env(pod: &Pod, services: &[Arc<Service>]) -> Vec<(String, String)> {
     let mut seen: BTreeMap<&str, &Service> = BTreeMap::new();
-    let own = |namespace: &Namespace| *namespace == pod.key.namespace;
-    for service in services {
-        let (namespace, name) = (&service.key.namespace, service.key.name.as_str());
-        if address(service).is_none() {
-            continue;
-        }
-        if own(namespace) && pod.enable_service_links {
+    for service in services.iter().filter(|service| service.primary_cluster_ip().is_some()) {
+        let name = service.key.name.as_str();
+        if service.key.namespace == pod.key.namespace && pod.enable_service_links {
             seen.insert(name, service);
-        } else if namespace.as_str() == MASTER_NAMESPACE && name == MASTER {
+        } else if service.is_kubernetes() {
             seen.entry(name).or_insert(service);
         }
     }
@@ -39,13 +23,8 @@ pub fn service_env(pod: &Pod, services: &[Arc<Service>]) -> Vec<(String, String)
     out
 }
 
-/// The primary address; none for headless and external ones.
-fn address(service: &Service) -> Option<IpAddr> {
-    service.cluster_ips.first().copied().filter(|_| !service.headless)
-}
-
 fn variables(service: &Service, out: &mut Vec<(String, String)>) {
-    let Some(ip) = address(service) else { return };
+    let Some(ip) = service.primary_cluster_ip() else { return };
     let Some(first) = service.ports.first() else { return };
     let prefix = variable(service.key.name.as_str());
     out.push((format!("{prefix}_SERVICE_HOST"), ip.to_string()));
@@ -79,7 +58,7 @@ fn variable(name: &str) -> String {
 mod tests {
     use super::*;
     use berth_core::{
-        ids::{PodKey, PodName},
+        ids::{Namespace, PodKey, PodName},
         model::ServicePort,
     };
 

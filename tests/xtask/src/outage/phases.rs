@@ -61,47 +61,40 @@ pub(super) struct Phase {
     unchanged: &'static [&'static str],
 }
 
+/// A disturbance without parts of its own, in which nothing happens to the pods that do not come and go.
+const NOTHING: Phase = Phase {
+    name: "",
+    prepare: nothing,
+    disturb: nothing,
+    end: nothing,
+    restore: nothing,
+    unchanged: &[STEADY, OWN, PROBED, CRASHING],
+};
+
 /// All disturbances, in their order.
 pub(super) const PHASES: [Phase; 7] = [
-    Phase {
-        name: "kills",
-        prepare: nothing,
-        disturb: kills,
-        end: |stage| stage.kill_agent(),
-        restore: nothing,
-        unchanged: &[STEADY, OWN, PROBED, CRASHING],
-    },
-    Phase {
-        name: "away",
-        prepare: nothing,
-        disturb: away,
-        end: back,
-        restore: nothing,
-        unchanged: &[STEADY, OWN],
-    },
+    Phase { name: "kills", disturb: kills, end: |stage| stage.kill_agent(), ..NOTHING },
+    Phase { name: "away", disturb: away, end: back, unchanged: &[STEADY, OWN], ..NOTHING },
     Phase {
         name: "goaway",
         prepare: |stage| stage.goaway(0.02),
         disturb: |stage| stage.churn(20),
-        end: nothing,
         restore: |stage| stage.goaway(0.0),
-        unchanged: &[STEADY, OWN, PROBED, CRASHING],
+        ..NOTHING
     },
     Phase {
         name: "cuts",
         prepare: |stage| stage.put_proxy(),
         disturb: cuts,
         end: |stage| stage.proxy().map(FaultProxy::cut),
-        restore: nothing,
-        unchanged: &[STEADY, OWN, PROBED, CRASHING],
+        ..NOTHING
     },
     Phase {
         name: "expired",
         prepare: |stage| stage.put_proxy(),
         disturb: expire,
         end: |stage| stage.proxy().map(|proxy| proxy.refuse(false)),
-        restore: nothing,
-        unchanged: &[STEADY, OWN, PROBED, CRASHING],
+        ..NOTHING
     },
     Phase {
         name: "refused",
@@ -111,8 +104,7 @@ pub(super) const PHASES: [Phase; 7] = [
             stage.cluster.kubectl(&["delete", "flowschema", "nodes-get-nothing"])?;
             stage.cluster.kubectl(&["delete", "prioritylevelconfiguration", "nothing"]).map(drop)
         },
-        restore: nothing,
-        unchanged: &[STEADY, OWN, PROBED, CRASHING],
+        ..NOTHING
     },
     Phase {
         name: "errors",
@@ -122,8 +114,7 @@ pub(super) const PHASES: [Phase; 7] = [
             stage.cluster.start("etcd")?;
             stage.cluster.api_server_ready()
         },
-        restore: nothing,
-        unchanged: &[STEADY, OWN, PROBED, CRASHING],
+        ..NOTHING
     },
 ];
 

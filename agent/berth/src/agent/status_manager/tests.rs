@@ -44,6 +44,7 @@ async fn terminated_and_rejected_pods_are_not_active() {
     tokio::time::timeout(std::time::Duration::from_secs(10), manager.changed.notified()).await.unwrap();
     assert_eq!(active(), ["waits"]);
 }
+
 #[tokio::test]
 async fn pods_of_the_api_server_and_static_pods_have_their_events_in_the_api() {
     let (_owner, node) = watch::channel(Arc::new(NodeInfo::new("n".parse().unwrap())));

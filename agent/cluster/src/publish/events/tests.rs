@@ -65,7 +65,7 @@ impl Server {
 }
 
 /// A server with these answers, and a task that sends to it.
-async fn start(answers: &[u16]) -> (Arc<Server>, Events, EventPublisher) {
+async fn start(answers: &[u16]) -> (Arc<Server>, Events, Task) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let server = Arc::new(Server { answers: Mutex::new(answers.to_vec().into()), ..Server::default() });
