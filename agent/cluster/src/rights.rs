@@ -18,7 +18,7 @@ pub(crate) fn remedy(resource: &str, refusal: Option<&Refusal>, node: &NodeName)
 pub(crate) fn of_forbidden(resource: &str, node: &NodeName) -> String {
     match resource {
         "endpointslices" => format!(
-            "until this node may read them it serves no change of Services and begins with no pod: give the ClusterRole \
+            "until this node may read them it serves no change of Services: give the ClusterRole \
              system:node-proxier to the group {NODES} (kubectl create clusterrolebinding berth-node-proxier \
              --clusterrole=system:node-proxier --group={NODES})"
         ),
