@@ -3,7 +3,8 @@
 //!
 //! Owns a directory below the state of this boot, one file for each pod: the ConfigMaps and Secrets that its variables
 //! name, and the Services of its namespace. Tokens are not in it, they lie in the pod's volume. The directory is lost
-//! with the boot, as everything that runs is.
+//! with the boot, as everything that runs is. What is kept counts until the API server has listed: from then on its own
+//! answers count.
 //!
 //! [`keep`] is one task: it follows the snapshots and writes the files of the pods whose inputs changed. A file that
 //! cannot be written is a warning; a torn one counts as none.

@@ -122,13 +122,10 @@ impl References {
         }
     }
 
-    /// Forgets the objects that no pod uses and that are not followed: those that an earlier agent kept.
-    pub(crate) fn forget_unused(&self, objects: &mut Arc<Objects>) {
-        let unused: Vec<ObjectName> =
-            objects.names().filter(|name| !self.followed.contains_key(*name)).cloned().collect();
-        for (kind, namespace, name) in unused {
-            Arc::make_mut(objects).forget(kind, &namespace, &name);
-        }
+    /// Forgets the objects of which no reflector has told yet: those that an earlier agent kept. A pod that starts once the
+    /// API server is there must not start with what an object was before.
+    pub(crate) fn forget_kept(&self, objects: &mut Arc<Objects>) {
+        forget_others(objects, |name| self.followed.get(name).is_some_and(|followed| followed.current));
     }
 
     /// The objects in use of which nothing is known yet.
@@ -138,6 +135,14 @@ impl References {
             Value::Known(_) | Value::Absent => None,
         });
         unread.collect()
+    }
+}
+
+/// Forgets the objects that are not current.
+fn forget_others(objects: &mut Arc<Objects>, current: impl Fn(&ObjectName) -> bool) {
+    let others: Vec<ObjectName> = objects.names().filter(|name| !current(name)).cloned().collect();
+    for (kind, namespace, name) in others {
+        Arc::make_mut(objects).forget(kind, &namespace, &name);
     }
 }
 
@@ -172,5 +177,23 @@ mod tests {
         assert_eq!(with(Why::Refused("no relationship found".into())), Some(Why::NotAsked));
         let away = Why::Unreachable("connection refused".into());
         assert_eq!(with(away.clone()), Some(away));
+    }
+
+    #[test]
+    fn a_kept_object_counts_no_more_once_the_api_server_is_there_until_its_reflector_tells() {
+        let namespace: berth_core::ids::Namespace = "default".parse().unwrap();
+        let name = |text: &str| (ObjectKind::ConfigMap, namespace.clone(), text.to_owned());
+        let mut objects = Objects::default();
+        for text in ["followed", "kept"] {
+            let (namespace, name) = (namespace.clone(), text.to_owned());
+            let (data, binary_data) = (BTreeMap::new(), BTreeMap::new());
+            objects.put_config_map(KeyedData { namespace, name, data, binary_data });
+        }
+        objects.put_absent(ObjectKind::ConfigMap, namespace.clone(), "absent".to_owned());
+        let mut objects = Arc::new(objects);
+        forget_others(&mut objects, |known| *known == name("followed"));
+        let why = |text: &str| objects.get(ObjectKind::ConfigMap, &namespace, text).why();
+        assert_eq!(why("followed"), None);
+        assert_eq!([why("kept"), why("absent")], [Some(Why::NotAsked), Some(Why::NotAsked)]);
     }
 }

@@ -156,7 +156,7 @@ async fn run(
             references.pod(&uid, desired.as_deref(), &mut state.objects);
         }
         if state.take_first_listing() {
-            references.forget_unused(&mut state.objects);
+            references.forget_kept(&mut state.objects);
         }
         references.stop_idle(&mut state.objects);
         publish.send_if_modified(|published| {
