@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Adapters.
     ("berth-source", &["berth-core", "berth-sys"]),
     ("berth-kube", &["berth-core", "berth-sys"]),
+    ("berth-spdy", &[]),
     // The node as a worker of a control plane: joins the client of the API server with the conversion of its objects.
     ("berth-cluster", &["berth-core", "berth-sys", "berth-kube", "berth-source"]),
     ("berth-runtime", &["berth-core", "berth-sys", "berth-pause"]),
