@@ -5,14 +5,15 @@
 //! data ([`time`]), statuses and events ([`status`], [`event`]), the admission of pods ([`admit`]), the unsupported parts of a pod
 //! ([`unsupported`]), the kernel's values for requests and limits ([`resources`]), the ranges of the node's
 //! ports ([`ports`]), sets of objects and their changes ([`shared`]), and the two state machines: [`plan`] for a
-//! pod and [`probe`] for one probe. Beside these: printing of errors ([`error`]) and locking of mutexes
-//! ([`sync`]).
+//! pod and [`probe`] for one probe. Beside these: printing of errors ([`error`]), elements of certificates
+//! ([`der`]) and locking of mutexes ([`sync`]).
 //!
 //! Invariants: the crate does no IO, starts no tasks and reads no clock. Every function gives the same result
 //! for the same input, and none panics on any input.
 #![forbid(unsafe_code)]
 
 pub mod admit;
+pub mod der;
 pub mod error;
 pub mod event;
 pub mod ids;

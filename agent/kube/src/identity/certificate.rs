@@ -3,14 +3,12 @@
 //! TLS checks the server's certificate. The agent's own certificate is read only to explain why the API
 //! server refuses it, so a certificate that cannot be read here is no error.
 
+use berth_core::der::{SEQUENCE, attributes, element, of_tag};
 use jiff::{Timestamp, civil::date, tz::TimeZone};
 
 /// The object identifier 2.5.4.3, common name.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 
-const SEQUENCE: u8 = 0x30;
-const SET: u8 = 0x31;
-const OBJECT_ID: u8 = 0x06;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 /// The explicit tag of the version.
@@ -60,29 +58,6 @@ impl Certificate {
     }
 }
 
-/// The first element: its tag, its content, and the remaining bytes.
-fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&tag, rest) = der.split_first()?;
-    let (&first, rest) = rest.split_first()?;
-    let (length, rest) = if first < 0x80 {
-        (usize::from(first), rest)
-    } else {
-        let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-        if bytes.is_empty() || bytes.len() > 4 {
-            return None;
-        }
-        (bytes.iter().fold(0_usize, |length, byte| length << 8 | usize::from(*byte)), rest)
-    };
-    let (content, rest) = rest.split_at_checked(length)?;
-    Some((tag, content, rest))
-}
-
-/// Content of the first element, if the element has this tag, and the remaining bytes.
-fn of_tag(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (is, content, rest) = element(der)?;
-    (is == tag).then_some((content, rest))
-}
-
 /// `YYMMDDHHMMSSZ` (years 1950 to 2049) or `YYYYMMDDHHMMSSZ`.
 fn time(tag: u8, text: &[u8]) -> Option<Timestamp> {
     let text = std::str::from_utf8(text).ok()?;
@@ -116,19 +91,9 @@ fn time(tag: u8, text: &[u8]) -> Option<Timestamp> {
 }
 
 /// The common name of a distinguished name.
-fn common_name(mut name: &[u8]) -> Option<String> {
-    while let Some((mut attributes, rest)) = of_tag(name, SET) {
-        while let Some((attribute, more)) = of_tag(attributes, SEQUENCE) {
-            let (id, value) = of_tag(attribute, OBJECT_ID)?;
-            if id == COMMON_NAME {
-                let (_, text, _) = element(value)?;
-                return Some(String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect());
-            }
-            attributes = more;
-        }
-        name = rest;
-    }
-    None
+fn common_name(name: &[u8]) -> Option<String> {
+    let (.., text) = attributes(name)?.into_iter().find(|(id, ..)| *id == COMMON_NAME)?;
+    Some(String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect())
 }
 
 #[cfg(test)]
