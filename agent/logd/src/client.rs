@@ -24,13 +24,14 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    pin::pin,
     sync::{Mutex as StdMutex, MutexGuard},
     time::Duration,
 };
 use tokio::{
     io::AsyncWriteExt as _,
     net::UnixStream,
-    sync::Mutex,
+    sync::{Mutex, Notify},
     time::{Instant, sleep, timeout_at},
 };
 
@@ -50,6 +51,8 @@ pub struct Client {
     socket: PathBuf,
     conn: Mutex<Option<Conn>>,
     held: StdMutex<HashMap<ContainerId, Held>>,
+    /// Notified when `held` shrinks.
+    let_go: Notify,
 }
 
 #[derive(Debug)]
@@ -67,7 +70,7 @@ struct Conn {
 impl Client {
     /// Returns a client of the logd that listens on `socket`. The first request connects.
     pub fn new(socket: PathBuf) -> Client {
-        Client { socket, conn: Mutex::new(None), held: StdMutex::default() }
+        Client { socket, conn: Mutex::new(None), held: StdMutex::default(), let_go: Notify::new() }
     }
 
     /// Path of the socket.
@@ -112,10 +115,23 @@ impl Client {
     pub async fn finish(&self, id: &ContainerId) -> Result<FinishReport, Error> {
         match self.ask(Request::Finish { id: id.clone() }, DEADLINE, true).await? {
             Reply::Finished(report) => {
-                self.held().remove(id);
+                self.let_go(id);
                 Ok(report)
             }
             other => Err(unexpected("finish", other)),
+        }
+    }
+
+    /// Waits until a container's output is complete: until this client has finished or removed the stream. Returns at once
+    /// for a stream that the client does not know.
+    pub async fn finished(&self, id: &ContainerId) {
+        loop {
+            let mut let_go = pin!(self.let_go.notified());
+            let_go.as_mut().enable();
+            if !self.held().contains_key(id) {
+                return;
+            }
+            let_go.await;
         }
     }
 
@@ -123,7 +139,7 @@ impl Client {
     /// first.
     pub async fn remove_attempt(&self, spec: &StreamSpec) -> Result<(), Error> {
         self.done("remove-attempt", Request::RemoveAttempt { spec: spec.clone() }).await?;
-        self.held().remove(&spec.id);
+        self.let_go(&spec.id);
         Ok(())
     }
 
@@ -131,6 +147,7 @@ impl Client {
     pub async fn remove_pod(&self, key: &PodKey, uid: &PodUid) -> Result<(), Error> {
         self.done("remove-pod", Request::RemovePod { key: key.clone(), uid: uid.clone() }).await?;
         self.held().retain(|_, held| held.pod != *uid);
+        self.let_go.notify_waiters();
         Ok(())
     }
 
@@ -151,6 +168,11 @@ impl Client {
             self.hold(s.spec.id.clone(), s.spec.uid.clone(), &s.spec.paths(roots));
         }
         Ok(streams)
+    }
+
+    fn let_go(&self, id: &ContainerId) {
+        self.held().remove(id);
+        self.let_go.notify_waiters();
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<ContainerId, Held>> {

@@ -10,7 +10,7 @@ use crate::{error::Error, format::Record};
 use berth_api::logd::log_name;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    fd::{AsRawFd, OwnedFd},
+    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     fs::{AtFlags, inotify},
     io::Errno,
 };
@@ -62,27 +62,39 @@ impl Follow {
         rustix::fs::fstat(&self.set.dir).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
+    /// The events of the log directory: readable after a change since the last read. For waiting without a thread.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// Emits records of one read, without waiting for new ones. Returns whether anything was read. At the end, memory of
+    /// reads is given back.
+    pub fn read(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> Result<bool, Error> {
+        // Taken before the files are read: a change after this is an event again.
+        self.take_events();
+        loop {
+            if self.drain(1, emit)? {
+                return Ok(true);
+            }
+            if !self.step(emit)? {
+                if let Some(current) = &mut self.current {
+                    current.release();
+                }
+                return Ok(false);
+            }
+        }
+    }
+
     /// Emits new records and waits for them at most `wait`. Returns whether anything was read. The
     /// caller calls it again in either case.
     pub fn next(&mut self, wait: Duration, emit: &mut dyn FnMut(Record<'_>)) -> Result<bool, Error> {
         let until = Instant::now().checked_add(wait);
         loop {
-            if self.drain(emit)? {
+            if self.drain(READS_PER_TURN, emit)? {
                 return Ok(true);
             }
-            if let Some(next) = self.next_files.pop_front() {
-                self.current = Some(next);
+            if self.step(emit)? {
                 continue;
-            }
-            if self.rotated()? {
-                // Reads what was written between the end seen above and the rename. Nothing is
-                // written to this file afterwards.
-                while self.drain(emit)? {}
-                self.next_files = self.successors()?;
-                if let Some(next) = self.next_files.pop_front() {
-                    self.current = Some(next);
-                    continue;
-                }
             }
             let left = until.map_or(Duration::ZERO, |u| u.saturating_duration_since(Instant::now()));
             if left.is_zero() || !self.wait(left)? {
@@ -91,10 +103,26 @@ impl Follow {
         }
     }
 
-    fn drain(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> Result<bool, Error> {
+    /// Goes to the next file once the current one has been read. Returns whether there is one.
+    fn step(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> Result<bool, Error> {
+        if self.next_files.is_empty() && self.rotated()? {
+            // Reads what was written between the end seen before and the rename. Nothing is written
+            // to this file afterwards.
+            while self.drain(READS_PER_TURN, emit)? {}
+            self.next_files = self.successors()?;
+        }
+        let next = self.next_files.pop_front();
+        let any = next.is_some();
+        if any {
+            self.current = next;
+        }
+        Ok(any)
+    }
+
+    fn drain(&mut self, reads: usize, emit: &mut dyn FnMut(Record<'_>)) -> Result<bool, Error> {
         let Some(current) = &mut self.current else { return Ok(false) };
         let mut any = false;
-        for _ in 0..READS_PER_TURN {
+        for _ in 0..reads {
             if !self.set.with_path(current.read_chunk(emit))? {
                 break;
             }
@@ -139,10 +167,14 @@ impl Follow {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return self.set.with_path(Err(e.into())),
         }
+        self.take_events();
+        Ok(true)
+    }
+
+    fn take_events(&self) {
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.events, &mut space);
         // The events only say that something changed; the files say what.
         while events.next().is_ok() {}
-        Ok(true)
     }
 }

@@ -109,6 +109,11 @@ impl RecordReader {
         Ok(())
     }
 
+    /// Gives back the memory of reads.
+    pub(super) fn release(&mut self) {
+        self.chunk = Vec::new();
+    }
+
     /// Reads the next chunk and emits its records. False at the current end of the file.
     pub(super) fn read_chunk(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> io::Result<bool> {
         if self.chunk.is_empty() {
