@@ -27,6 +27,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-volumes", &["berth-core", "berth-sys"]),
     ("berth-node", &["berth-core", "berth-sys"]),
     ("berth-server", &["berth-core", "berth-sys", "berth-api"]),
+    // The node's API on :10250. Reviews and the node's state come by traits.
+    ("berth-nodeapi", &["berth-core", "berth-sys"]),
     // The CLI reads published state and, through logd's reader, container output, also while the agent is
     // down.
     (
@@ -92,6 +94,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-volumes",
             "berth-node",
             "berth-server",
+            "berth-nodeapi",
             "berth-cli",
             "berth-pods",
             "berth-executor",
