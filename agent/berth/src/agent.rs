@@ -11,6 +11,7 @@ mod housekeeping;
 mod local_api;
 mod local_server;
 mod node;
+mod node_api;
 mod service_inputs;
 mod services;
 mod sources;
@@ -88,6 +89,7 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) -> anyhow::Result<()> {
+    let sockets = args.kubeconfig.is_some().then(|| args.node_api.listen()).transpose()?;
     let boot = clock::boot_id(&roots.boot_id).context("read the boot id")?;
     let exe = std::env::current_exe().context("find this program")?;
 
@@ -204,6 +206,14 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         since: clock::wall(),
         pods: incoming_tx,
     };
+    let node_api = match (&control_plane, sockets) {
+        (Some(control_plane), Some(sockets)) => {
+            let (api, status, pool) = (api.clone(), Arc::clone(&status), control_plane.pool());
+            let parts = node_api::Parts { roots: roots.clone(), api, status, pool };
+            Some(node_api::start(&args.node_api, sockets, parts).context("start the node's API")?)
+        }
+        _ => None,
+    };
     let publishing = control_plane.map(|control_plane| {
         control_plane.publish(cluster::Facts {
             boot: boot.clone(),
@@ -212,6 +222,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             status: Arc::clone(&status),
             sources: sources.latest.clone(),
             node_labels,
+            port: args.node_api.port(),
         })
     });
     let serving = local_server::start(api, &status, &desired).await?;
@@ -278,6 +289,9 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     }
     if let Some(services) = services {
         services.end();
+    }
+    if let Some(node_api) = node_api {
+        node_api.shutdown().await;
     }
     serving.shutdown().await;
     for task in [pumping, housekeeping, following, following_node] {

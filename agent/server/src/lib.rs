@@ -17,5 +17,5 @@ pub use error::Error;
 pub use local::{
     socket::{Server, bind},
     status_files,
-    watch_cache::{Subscription, WatchCache},
+    watch_cache::{Interest, Published, Subscription, WatchCache},
 };

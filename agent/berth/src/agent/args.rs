@@ -2,6 +2,7 @@
 
 use super::{
     node,
+    node_api::NodeApiArgs,
     services::{Limits, ServiceOptions},
 };
 use berth_core::{model::NodeInfo, roots::Roots};
@@ -90,6 +91,8 @@ pub(crate) struct AgentArgs {
     /// Number of spare shims that are kept ready.
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(super) shim_pool: usize,
+    #[command(flatten)]
+    pub(super) node_api: NodeApiArgs,
 }
 
 /// The configuration of the masquerade; `None` without the option.

@@ -62,6 +62,8 @@ pub(crate) struct Facts {
     pub(crate) status: Arc<StatusManager>,
     pub(crate) sources: Latest,
     pub(crate) node_labels: ApiLabels,
+    /// Port of the node's API.
+    pub(crate) port: Option<u16>,
 }
 
 /// The running reports.
@@ -84,6 +86,11 @@ impl ControlPlane {
         }
         let (unpublished, node) = (Unpublished::default(), NewestNode::default());
         Ok(ControlPlane { pool, api, source, unpublished, node, events })
+    }
+
+    /// The connections.
+    pub(crate) fn pool(&self) -> Pool {
+        self.pool.clone()
     }
 
     /// Where events are reported.
@@ -141,7 +148,7 @@ impl ControlPlane {
 
 /// Reports on the node at the times of [`pace`] and when its addresses change.
 async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) {
-    let Facts { boot, mut node, api, .. } = facts;
+    let Facts { boot, mut node, api, port, .. } = facts;
     let machine = machine(&boot);
     let (begun, mut images, mut runtime) = (Instant::now(), Images::default(), RuntimeState::default());
     loop {
@@ -149,7 +156,7 @@ async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) 
         let (containerd, network) = tokio::join!(api.containerd(), api.network());
         let containerd = runtime.shown(Instant::now(), containerd);
         let report = node_report(&machine, &info, &containerd, &network);
-        let report = NodeReport { images: images.get(&api).await, ..report };
+        let report = NodeReport { images: images.get(&api).await, port, ..report };
         let (publishes, wait) = pace(is_ready(&report), begun.elapsed());
         reports.send_if_modified(|known| {
             let changed = publishes && known.as_deref() != Some(&report);

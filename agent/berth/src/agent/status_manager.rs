@@ -12,7 +12,7 @@ use berth_core::{
     event::{EventRecord, Involved},
     ids::PodUid,
     model::{NodeInfo, Origin, Pod},
-    status::{ConditionType, ContainerState, ContainerStatus, Phase, Truth},
+    status::{ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Truth},
     sync::lock,
     time::{Boottime, Wall},
 };
@@ -123,6 +123,29 @@ impl StatusManager {
         let entries = self.entries();
         let there = entries.iter().filter(|(_, e)| !e.torn_down);
         there.map(|(uid, e)| (uid.clone(), e.seen.clone())).collect()
+    }
+
+    /// The pod of this name and its last status. Where a pod has taken the name of one that is still ending, the newer one.
+    pub(crate) fn named(&self, namespace: &str, name: &str) -> Option<(Arc<Pod>, Arc<PodStatus>)> {
+        let entries = self.entries();
+        let is = |pod: &Pod| pod.key.namespace.as_str() == namespace && pod.key.name.as_str() == name;
+        let named = entries.values().filter(|entry| is(&entry.report.pod));
+        let found =
+            named.max_by_key(|e| (self.desired(&e.report.pod.uid).is_some(), !e.report.status.terminating));
+        if let Some(entry) = found {
+            return Some((Arc::clone(&entry.report.pod), Arc::clone(&entry.report.status)));
+        }
+        // A pod that its worker has not reported on yet.
+        let desired = self.latest.borrow().pods().into_values().find(|desired| is(&desired.pod))?;
+        let status = PodStatus::new(Phase::Pending, desired.pod.qos());
+        Some((Arc::clone(&desired.pod), Arc::new(status)))
+    }
+
+    /// The pod of this UID and its last status.
+    pub(crate) fn state(&self, uid: &PodUid) -> Option<(Arc<Pod>, Arc<PodStatus>)> {
+        let entries = self.entries();
+        let report = &entries.get(uid)?.report;
+        Some((Arc::clone(&report.pod), Arc::clone(&report.status)))
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {

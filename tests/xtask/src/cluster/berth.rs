@@ -56,6 +56,9 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build) -> R
             // With hooks on a part of the machine's sockets the agent takes no device by itself.
             ("uplink", "eth0".to_owned()),
             ("non-masquerade-cidr", PODS.to_owned()),
+            ("client-ca-file", place.pki("ca.crt").display().to_string()),
+            ("tls-cert-file", place.pki("kubelet-server.crt").display().to_string()),
+            ("tls-private-key-file", place.pki("kubelet-server.key").display().to_string()),
             ("shim", tools::find("containerd-shim-runc-v2")?.display().to_string()),
             ("runc", tools::find("runc")?.display().to_string()),
         ];
