@@ -5,7 +5,7 @@
 
 pub use crate::detached::read_only;
 pub use crate::mountinfo::Mount;
-pub use crate::tree::remove_tree_no_xdev;
+pub use crate::tree::{remove_tree_no_xdev, remove_unmounted_tree};
 use crate::{Error, Result, mountinfo};
 use rustix::{
     fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -229,10 +229,17 @@ fn is_on_shared_mount(path: &Path) -> Result<bool> {
 /// # Errors
 /// The file cannot be read or parsed.
 pub fn mounts() -> Result<Vec<Mount>> {
+    read_mountinfo(mountinfo::parse)
+}
+
+/// Reads `/proc/self/mountinfo` and parses it.
+fn read_mountinfo(
+    parse: impl FnOnce(&[u8]) -> std::result::Result<Vec<Mount>, (usize, String)>,
+) -> Result<Vec<Mount>> {
     let path = Path::new("/proc/self/mountinfo");
     // /proc returns whole lines, a page at a time; the file of a node with a thousand pods has about 1 MB.
     let bytes = crate::fs::read_limited(path, 256 << 20)?;
-    mountinfo::parse(&bytes).map_err(|(line, text)| Error::Malformed {
+    parse(&bytes).map_err(|(line, text)| Error::Malformed {
         path: path.into(),
         reason: format!("line {line} is not understood: {text:?}"),
     })
@@ -250,5 +257,5 @@ pub fn mounts_below(dir: &Path) -> Result<Vec<Mount>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(Error::Read { path: dir.into(), source }),
     };
-    Ok(mounts()?.into_iter().filter(|m| m.mount_point.starts_with(&real)).collect())
+    read_mountinfo(|text| mountinfo::parse_below(text, &real))
 }

@@ -1,6 +1,10 @@
 //! Parses `/proc/self/mountinfo` (proc_pid_mountinfo(5)); pure functions.
 
-use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+};
 
 /// One line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,9 +48,25 @@ impl Mount {
 
 /// Parses a whole mountinfo file. `Err` is the first malformed line and its number, counted from 1.
 pub(crate) fn parse(text: &[u8]) -> Result<Vec<Mount>, (usize, String)> {
+    parse_where(text, |_| true)
+}
+
+/// Parses the lines of the mounts at or below `dir`. The other lines, which are most on a node with many pods, are only
+/// looked at.
+pub(crate) fn parse_below(text: &[u8], dir: &Path) -> Result<Vec<Mount>, (usize, String)> {
+    let below = |line: &[u8]| match line.split(|b| *b == b' ').nth(4) {
+        Some(raw) if raw.contains(&b'\\') => path(raw).starts_with(dir),
+        Some(raw) => Path::new(OsStr::from_bytes(raw)).starts_with(dir),
+        // The line is malformed, and its parser says so.
+        None => true,
+    };
+    parse_where(text, below)
+}
+
+fn parse_where(text: &[u8], wanted: impl Fn(&[u8]) -> bool) -> Result<Vec<Mount>, (usize, String)> {
     text.split(|b| *b == b'\n')
         .enumerate()
-        .filter(|(_, line)| !line.is_empty())
+        .filter(|(_, line)| !line.is_empty() && wanted(line))
         .map(|(n, line)| {
             parse_line(line).ok_or_else(|| (n + 1, String::from_utf8_lossy(line).chars().take(120).collect()))
         })
@@ -133,7 +153,6 @@ fn octal(digits: &[u8]) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn reads_all_fields_and_escapes() {
@@ -195,6 +214,20 @@ mod tests {
             line.truncate(cut);
             let _answer = parse(&line);
         }
+    }
+
+    #[test]
+    fn the_mounts_below_a_directory_are_found_by_their_whole_names() {
+        let line = |at: &str| format!("1 0 0:1 / {at} rw - tmpfs x rw\n");
+        let text = ["/a", "/a/b", "/ab", "/a\\040b/c", "/"].map(line).concat();
+        let below = |dir: &str| {
+            let found = parse_below(text.as_bytes(), Path::new(dir)).unwrap();
+            found.into_iter().map(|m| m.mount_point.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(below("/a"), ["/a", "/a/b"]);
+        assert_eq!(below("/a b"), ["/a b/c"]);
+        assert_eq!(below("/").len(), 5);
+        assert!(parse_below(b"1 2 3\n", Path::new("/a")).is_err());
     }
 
     #[test]

@@ -28,6 +28,15 @@ pub fn remove_tree_no_xdev(dir: &Path) -> Result<()> {
     if let Some(found) = mount::mounts_below(dir)?.into_iter().next() {
         return Err(Error::MountBelow { path: dir.into(), mount: found.mount_point });
     }
+    remove_unmounted_tree(dir)
+}
+
+/// As [`remove_tree_no_xdev`], for a caller that has seen just now that `dir` holds no mount point: the mounts are not
+/// listed again. Where there is one all the same, no file of the mount is deleted.
+///
+/// # Errors
+/// As [`remove_tree_no_xdev`].
+pub fn remove_unmounted_tree(dir: &Path) -> Result<()> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
     let root = match openat(CWD, dir, flags, Mode::empty()) {
         Ok(fd) => fd,

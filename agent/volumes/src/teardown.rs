@@ -19,8 +19,8 @@ impl Volumes {
             Ok(_) => {}
         }
         // A mount may cover another one, and mounts of a container may still arrive by propagation.
+        let mut mounts = self.mounts_of(&dir)?;
         for _ in 0..8 {
-            let mounts = self.mounts_of(&dir)?;
             if mounts.is_empty() {
                 break;
             }
@@ -31,11 +31,12 @@ impl Volumes {
             for mount in first.into_iter().chain(then) {
                 os::sys(berth_sys::mount::unmount(&mount)).map_err(Error::io("unmount", mount))?;
             }
+            mounts = self.mounts_of(&dir)?;
         }
-        if let Some(path) = self.mounts_of(&dir)?.into_iter().next() {
+        if let Some(path) = mounts.into_iter().next() {
             return Err(Error::StillMounted { path });
         }
-        os::sys(berth_sys::mount::remove_tree_no_xdev(&dir)).map_err(Error::io("remove", dir))?;
+        os::sys(berth_sys::mount::remove_unmounted_tree(&dir)).map_err(Error::io("remove", dir))?;
         tracing::info!(pod = %uid, "pod directory removed");
         Ok(())
     }
