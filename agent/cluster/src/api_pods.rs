@@ -1,8 +1,8 @@
 //! The API server's newest version of each pod of this node.
 
-use crate::object::{is_newer, version};
+use crate::object::is_newer;
 use berth_core::{ids::PodUid, sync::lock};
-use serde_json::Value;
+use berth_source::RawPod;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 /// So the publisher needs no GET before a PATCH, and a late event of a watch does not undo an answer.
 #[derive(Debug, Clone)]
 pub struct ApiPods {
-    pods: Arc<Mutex<BTreeMap<PodUid, Arc<Value>>>>,
+    pods: Arc<Mutex<BTreeMap<PodUid, Arc<RawPod>>>>,
     changes: Arc<watch::Sender<u64>>,
 }
 
@@ -27,9 +27,9 @@ impl Default for ApiPods {
 
 impl ApiPods {
     /// Takes a version of a pod. Returns whether it is newer than the known one; an older one is dropped.
-    pub fn put(&self, uid: &PodUid, object: Arc<Value>) -> bool {
+    pub fn put(&self, uid: &PodUid, object: Arc<RawPod>) -> bool {
         let mut pods = lock(&self.pods);
-        if pods.get(uid).is_some_and(|known| !is_newer(&object, known)) {
+        if pods.get(uid).is_some_and(|known| !is_newer(object.version(), known.version())) {
             return false;
         }
         pods.insert(uid.clone(), object);
@@ -40,12 +40,12 @@ impl ApiPods {
 
     /// Takes a version of a pod by its watch. Returns the copy to keep: the known one where an answer has brought the
     /// same version before, so that a pod is in memory once.
-    pub(crate) fn share(&self, uid: &PodUid, object: Arc<Value>) -> Arc<Value> {
+    pub(crate) fn share(&self, uid: &PodUid, object: Arc<RawPod>) -> Arc<RawPod> {
         if self.put(uid, Arc::clone(&object)) {
             return object;
         }
         match self.get(uid) {
-            Some(known) if version(&known) == version(&object) => known,
+            Some(known) if known.version() == object.version() => known,
             _ => object,
         }
     }
@@ -58,8 +58,13 @@ impl ApiPods {
     }
 
     /// The newest known version of a pod.
-    pub fn get(&self, uid: &PodUid) -> Option<Arc<Value>> {
+    pub fn get(&self, uid: &PodUid) -> Option<Arc<RawPod>> {
         lock(&self.pods).get(uid).cloned()
+    }
+
+    /// Visits every pod. Neither `visit` nor what it calls may ask these pods for anything.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&PodUid, &Arc<RawPod>)) {
+        lock(&self.pods).iter().for_each(|(uid, object)| visit(uid, object));
     }
 
     /// The UIDs of all pods.
@@ -86,7 +91,7 @@ mod tests {
     fn a_version_that_an_answer_has_brought_is_shared_with_the_watch() {
         let pods = ApiPods::default();
         let uid: PodUid = "u1".parse().unwrap();
-        let at = |version: &str| Arc::new(json!({"metadata": {"resourceVersion": version}}));
+        let at = |version: &str| Arc::new(RawPod::new(&json!({"metadata": {"resourceVersion": version}})));
         let (answer, event) = (at("2"), at("2"));
         pods.put(&uid, Arc::clone(&answer));
         assert!(Arc::ptr_eq(&pods.share(&uid, event), &answer));
@@ -100,7 +105,7 @@ mod tests {
     fn the_newer_version_of_a_pod_wins_in_either_order() {
         let pods = ApiPods::default();
         let uid: PodUid = "u1".parse().unwrap();
-        let at = |version: &str| Arc::new(json!({"metadata": {"resourceVersion": version}}));
+        let at = |version: &str| Arc::new(RawPod::new(&json!({"metadata": {"resourceVersion": version}})));
         let mut changes = pods.changes();
         assert!(pods.put(&uid, at("99")));
         assert!(changes.has_changed().unwrap());

@@ -25,8 +25,12 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+
+/// The shortest time between two looks at all pods.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest file that is read. A pod's file has at most a few ConfigMaps and Secrets of 1 MiB each.
 const MAX: usize = 64 << 20;
@@ -144,6 +148,8 @@ pub(crate) async fn keep(dir: PathBuf, mut snapshots: watch::Receiver<Arc<Snapsh
                 return;
             }
         }
+        // Every change of one pod makes a snapshot, and all pods are gone through for it.
+        sleep(PAUSE).await;
     }
 }
 

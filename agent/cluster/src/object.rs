@@ -9,10 +9,10 @@ pub(crate) fn version(object: &Value) -> Option<&str> {
     object["metadata"]["resourceVersion"].as_str()
 }
 
-/// Whether the first object is a later version of the second. Objects whose versions have no order count as later,
-/// because they came later.
-pub(crate) fn is_newer(object: &Value, known: &Value) -> bool {
-    let version = |of| version(of).and_then(ResourceVersion::new);
+/// Whether the first version of an object is later than the second. Versions without order count as later, because
+/// they came later.
+pub(crate) fn is_newer(object: Option<&str>, known: Option<&str>) -> bool {
+    let version = |of: Option<&str>| of.and_then(ResourceVersion::new);
     match (version(object), version(known)) {
         (Some(new), Some(old)) => new.compare(&old).is_none_or(|order| order == Ordering::Greater),
         _ => true,

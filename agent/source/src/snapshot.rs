@@ -1,12 +1,13 @@
 //! The desired state of one source at one moment.
 
-use crate::{ManifestError, cluster::api_status};
+use crate::{ManifestError, RawPod, cluster::api_status};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Objects, Pod, Service},
     shared::{Keyed, Shared},
     status::{ApiStatus, Phase},
 };
+use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The desired state of a source. From one snapshot to the next, an unchanged object keeps its `Arc`, and so does an
@@ -68,7 +69,7 @@ pub struct DesiredPod {
     /// The checked pod.
     pub pod: Arc<Pod>,
     /// The v1.Pod it was converted from, with complete metadata.
-    pub raw: Arc<serde_json::Value>,
+    pub raw: Arc<RawPod>,
     /// Why the pod is held: its file is bad or its directory not listed. A held pod stays as it was.
     pub held: Option<String>,
     /// Grace period in seconds of a pod that shall end, at least 1; `None` for every pod of a directory.
@@ -79,22 +80,22 @@ pub struct DesiredPod {
 
 impl DesiredPod {
     /// A pod of a directory.
-    pub fn of_file(pod: Arc<Pod>, raw: Arc<serde_json::Value>) -> DesiredPod {
-        DesiredPod { pod, raw, held: None, end: None, api: Arc::default() }
+    pub fn of_file(pod: Arc<Pod>, raw: &Value) -> DesiredPod {
+        DesiredPod { pod, raw: Arc::new(RawPod::new(raw)), held: None, end: None, api: Arc::default() }
     }
 
     /// A pod of the API server. `raw` is the object with its status, and `pod` is converted from it.
     ///
     /// The grace period is the object's, never computed from `deletionTimestamp`, which is a time of another clock. It
     /// is at least a second (`calculateEffectiveGracePeriod`, `pkg/kubelet/pod_workers.go`).
-    pub fn of_api(pod: Arc<Pod>, raw: Arc<serde_json::Value>) -> DesiredPod {
+    pub fn of_api(pod: Arc<Pod>, raw: &Value) -> DesiredPod {
         let metadata = &raw["metadata"];
         let end = metadata["deletionTimestamp"].is_string().then(|| {
             let seconds = metadata["deletionGracePeriodSeconds"].as_i64();
             seconds.map_or(pod.grace_seconds, |s| u32::try_from(s.max(1)).unwrap_or(u32::MAX)).max(1)
         });
         let api = Arc::new(api_status(&raw["status"]));
-        DesiredPod { pod, raw, held: None, end, api }
+        DesiredPod { pod, raw: Arc::new(RawPod::new(raw)), held: None, end, api }
     }
 
     /// Whether the API server shows the end of the pod already: no container of the pod starts any more.
@@ -130,7 +131,7 @@ mod tests {
         let pod = Pod { grace_seconds: 40, ..Pod::new("u".parse().unwrap(), key, "n".parse().unwrap()) };
         let of = |metadata, phase| {
             let raw = json!({ "metadata": metadata, "status": { "phase": phase } });
-            let desired = DesiredPod::of_api(Arc::new(pod.clone()), Arc::new(raw));
+            let desired = DesiredPod::of_api(Arc::new(pod.clone()), &raw);
             (desired.end, desired.api.phase.filter(|phase| phase.is_terminal()))
         };
         let deleted = |grace| json!({ "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": grace });

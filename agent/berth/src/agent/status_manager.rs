@@ -326,7 +326,7 @@ fn same(before: &PodReport, now: &PodReport) -> bool {
 fn view(report: &PodReport, desired: Option<&DesiredPod>, node: &NodeInfo) -> PodView {
     let (pod, status) = (&report.pod, &report.status);
     let object = match desired {
-        Some(desired) => pod_object(&desired.raw, pod, status, node),
+        Some(desired) => pod_object(&desired.raw.value(), pod, status, node),
         None => pod_object(&object_of(pod), pod, status, node),
     };
     let now = clock::now();

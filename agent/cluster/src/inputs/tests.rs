@@ -39,7 +39,7 @@ fn desired(uid: &str) -> Arc<DesiredPod> {
     };
     let pod = Pod::new(uid.parse().unwrap(), key(uid), "n".parse().unwrap());
     let pod = Pod { containers: vec![container], ..pod };
-    Arc::new(DesiredPod::of_api(Arc::new(pod), Arc::default()))
+    Arc::new(DesiredPod::of_api(Arc::new(pod), &serde_json::Value::Null))
 }
 
 fn snapshot(pods: &[Arc<DesiredPod>]) -> Arc<Snapshot> {

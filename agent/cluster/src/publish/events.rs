@@ -60,9 +60,7 @@ impl Events {
     /// Reports an event of a pod or a Service that is in the API, which has happened just now.
     pub fn report(&self, record: &EventRecord) {
         let version = match &record.involved {
-            Involved::Pod { uid, .. } => {
-                self.0.api.get(uid).and_then(|pod| crate::object::version(&pod).map(str::to_owned))
-            }
+            Involved::Pod { uid, .. } => self.0.api.get(uid).and_then(|pod| pod.version().map(str::to_owned)),
             Involved::Service { .. } => None,
         };
         let involved = (&record.involved).into();

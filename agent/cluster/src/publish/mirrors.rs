@@ -15,7 +15,7 @@ use berth_kube::{
     request::{Preconditions, Request},
 };
 use berth_source::{
-    DesiredPod, Sources,
+    DesiredPod, RawPod, Sources,
     cluster::{mirror_object, mirrored},
 };
 use serde_json::Value;
@@ -107,11 +107,11 @@ impl<R: PodReports> Mirrors<R> {
                 .and_then(|mirror| mirrored(mirror))
                 .is_some_and(|uid| self.reports.report(&uid).is_some());
             let path = format!("/api/v1/namespaces/{}/pods", key.0);
-            let request = match next(pod.map(|(uid, _)| uid), mirror.map(|m| &**m), alive) {
+            let request = match next(pod.map(|(uid, _)| uid), mirror, alive) {
                 Step::Nothing => continue,
                 Step::Create => {
                     let Some((uid, raw)) = pod else { continue };
-                    Request::create(path, mirror_object(raw, uid, &node).to_string())
+                    Request::create(path, mirror_object(&raw.value(), uid, &node).to_string())
                 }
                 Step::Delete(uid) => {
                     let only = Preconditions { uid: Some(uid), resource_version: None };
@@ -138,7 +138,7 @@ impl<R: PodReports> Mirrors<R> {
     }
 
     /// The static pods by their names.
-    fn wanted(&mut self) -> BTreeMap<Key, (PodUid, Arc<Value>)> {
+    fn wanted(&mut self) -> BTreeMap<Key, (PodUid, Arc<RawPod>)> {
         let sources = self.sources.borrow_and_update();
         let files = sources.iter().filter(|source| source.kind.origin() == OriginKind::StaticFile);
         let of = |pod: &Arc<DesiredPod>| {
@@ -150,12 +150,17 @@ impl<R: PodReports> Mirrors<R> {
     }
 
     /// The mirrors that the API server has, by their names.
-    fn mirrors(&self) -> BTreeMap<Key, Arc<Value>> {
-        let objects = self.api.uids().into_iter().filter_map(|uid| self.api.get(&uid));
+    fn mirrors(&self) -> BTreeMap<Key, Value> {
+        let mut mirrors = Vec::new();
+        self.api.for_each(|_, object| {
+            if object.is_mirror() {
+                mirrors.push(Arc::clone(object));
+            }
+        });
         let text =
             |object: &Value, field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-        let mirrors = objects.filter(|object| mirrored(object).is_some());
-        mirrors.map(|object| ((text(&object, "namespace"), text(&object, "name")), object)).collect()
+        let values = mirrors.into_iter().map(|object| object.value());
+        values.map(|object| ((text(&object, "namespace"), text(&object, "name")), object)).collect()
     }
 }
 

@@ -13,7 +13,7 @@ mod transitions;
 
 use crate::{
     Task,
-    object::is_newer,
+    object::{is_newer, version},
     publish::events::Events,
     rights,
     wait::{backoff, jittered},
@@ -88,7 +88,7 @@ impl NewestNode {
     fn put(&self, mut object: Value) {
         drop_managed_fields(&mut object);
         self.0.send_if_modified(|known| {
-            let newer = known.as_ref().is_none_or(|known| is_newer(&object, known));
+            let newer = known.as_ref().is_none_or(|known| is_newer(version(&object), version(known)));
             if newer {
                 *known = Some(Arc::new(object));
             }

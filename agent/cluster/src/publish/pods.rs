@@ -15,7 +15,7 @@ use berth_kube::{
     pool::Pool,
     request::{Patch, Preconditions, Request},
 };
-use berth_source::cluster::drop_managed_fields;
+use berth_source::{RawPod, cluster::drop_managed_fields};
 use berth_sys::clock;
 use decide::{Answer, Entry, Step};
 use serde_json::Value;
@@ -61,7 +61,7 @@ struct Publisher<R> {
 struct Published {
     entry: Entry,
     /// The object at the last decision.
-    seen: Option<Arc<Value>>,
+    seen: Option<Arc<RawPod>>,
     due: Option<Boottime>,
 }
 
@@ -82,8 +82,9 @@ impl<R: PodReports> Publisher<R> {
             let wait = due.map_or(MAX_SLEEP, |due| due.since(now).min(MAX_SLEEP));
             tokio::select! {
                 () = reports.dirty() => {
+                    let now = clock::now().boottime;
                     for uid in reports.take_dirty() {
-                        self.pods.entry(uid.clone()).or_default().entry.report_changed();
+                        self.pods.entry(uid.clone()).or_default().entry.report_changed(now);
                         look.insert(uid);
                     }
                 }
@@ -112,17 +113,22 @@ impl<R: PodReports> Publisher<R> {
 
     /// The pods whose object changed since the last decision. Pods that the API server has no more are forgotten.
     fn changed_objects(&mut self) -> Vec<PodUid> {
-        let uids: BTreeSet<PodUid> = self.api.uids().into_iter().collect();
-        for (uid, _) in
-            self.pods.extract_if(.., |uid, _| !uids.contains(uid) && self.reports.report(uid).is_none())
-        {
-            self.unpublished.published(&uid);
+        let (mut changed, mut known) = (Vec::new(), 0);
+        self.api.for_each(|uid, now| {
+            let published = self.pods.get(uid);
+            known += usize::from(published.is_some());
+            if !published.and_then(|p| p.seen.as_ref()).is_some_and(|seen| Arc::ptr_eq(seen, now)) {
+                changed.push(uid.clone());
+            }
+        });
+        // Each change of one pod comes here: the pods are gone through only where one of them is gone.
+        if known < self.pods.len() {
+            let gone = |uid: &PodUid| self.api.get(uid).is_none() && self.reports.report(uid).is_none();
+            for (uid, _) in self.pods.extract_if(.., |uid, _| gone(uid)) {
+                self.unpublished.published(&uid);
+            }
         }
-        let same = |uid: &PodUid| {
-            let seen = self.pods.get(uid).and_then(|p| p.seen.as_ref());
-            matches!((seen, self.api.get(uid)), (Some(seen), Some(now)) if Arc::ptr_eq(seen, &now))
-        };
-        uids.into_iter().filter(|uid| !same(uid)).collect()
+        changed
     }
 
     /// Sends the next request for a pod, if there is one.
@@ -132,6 +138,7 @@ impl<R: PodReports> Publisher<R> {
         pod.seen = Some(Arc::clone(&object));
         pod.due = None;
         let Some(report) = self.reports.report(uid) else { return };
+        let object = object.value();
         let step = pod.entry.next(&object, &report, clock::now());
         let deletes = step == Step::Delete;
         let request = match step {
@@ -185,7 +192,7 @@ fn taken(uid: &PodUid, body: &[u8], before: &Value, api: &ApiPods) -> Answer {
     drop_managed_fields(&mut object);
     let owned = |object| version(object).map(str::to_owned);
     let answer = Answer::Patched { before: owned(before), after: owned(&object) };
-    api.put(uid, Arc::new(object));
+    api.put(uid, Arc::new(RawPod::new(&object)));
     answer
 }
 

@@ -5,7 +5,7 @@ use super::{
     mirror::{MIRROR, mirrored},
 };
 use crate::{
-    DesiredPod,
+    DesiredPod, RawPod,
     convert::{
         self, IgnoredValues, PodSource, check,
         field::{FieldError, FieldPath},
@@ -32,7 +32,7 @@ pub enum ApiPod {
         /// The static pod's UID.
         of: PodUid,
         /// The object with its status.
-        raw: Arc<Value>,
+        raw: Arc<RawPod>,
     },
 }
 
@@ -56,13 +56,13 @@ pub fn pod(json: &[u8], node: &NodeName) -> Result<(ObjectId, ApiPod, Vec<Object
         let bad =
             || FieldPath::ROOT.error(format!("metadata.annotations[{MIRROR}] is no hash of a static pod"));
         let of = mirrored(&raw).ok_or_else(bad)?;
-        return Ok((id, ApiPod::Mirror { of, raw: Arc::new(raw) }, Vec::new()));
+        return Ok((id, ApiPod::Mirror { of, raw: Arc::new(RawPod::new(&raw)) }, Vec::new()));
     }
     let (pod, ignored) = match supported(&raw, &metadata, node, (&uid, &key)) {
         Ok((pod, ignored)) => (pod, ignored.into_iter().map(ObjectError::from).collect()),
         Err(error) => (unsupported(&raw, metadata, node, (uid, key), &error), Vec::new()),
     };
-    Ok((id, ApiPod::Pod(DesiredPod::of_api(Arc::new(pod), Arc::new(raw))), ignored))
+    Ok((id, ApiPod::Pod(DesiredPod::of_api(Arc::new(pod), &raw)), ignored))
 }
 
 fn identity(metadata: &ObjectMeta) -> Result<(PodUid, PodKey), FieldError> {

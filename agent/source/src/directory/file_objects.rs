@@ -45,7 +45,7 @@ impl FileObjects {
         let before = before.unwrap_or(&nothing);
         let pod = |mut entry: PodEntry| {
             pod_created(&mut entry, first_seen);
-            let made = DesiredPod::of_file(Arc::new(entry.pod), Arc::new(entry.raw));
+            let made = DesiredPod::of_file(Arc::new(entry.pod), &entry.raw);
             (entry.document, made)
         };
         let (documents, pods): (Vec<usize>, Vec<DesiredPod>) = parsed.pods.into_iter().map(pod).unzip();

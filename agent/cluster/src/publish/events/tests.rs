@@ -4,6 +4,7 @@ use super::*;
 use berth_core::ids::{PodKey, PodUid};
 use berth_core::time::Wall;
 use berth_kube::identity::Source;
+use berth_source::RawPod;
 use serde_json::{Value, json};
 use std::{collections::VecDeque, time::Duration};
 use tokio::{
@@ -84,7 +85,7 @@ async fn start(answers: &[u16]) -> (Arc<Server>, Events, Task) {
     std::fs::write(&kubeconfig, text).unwrap();
     let pool = Pool::new(Source { kubeconfig, context: None }).await.unwrap();
     let api = ApiPods::default();
-    api.put(&uid(), Arc::new(json!({ "metadata": { "resourceVersion": "42" } })));
+    api.put(&uid(), Arc::new(RawPod::new(&json!({ "metadata": { "resourceVersion": "42" } }))));
     let events = Events::new(NodeName::new("n1").unwrap(), api);
     let publisher = super::start(pool, RateLimit::default(), events.clone());
     (server, events, publisher)

@@ -15,6 +15,10 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Least time between two repairs of a status that other writers change.
 const REPAIR_EVERY: Duration = Duration::from_secs(10);
 
+/// Time for which a step on the way waits for the step after it. A pod is often Ready, or gone, within this time, and its
+/// status then costs one request.
+const SETTLE: Duration = Duration::from_millis(200);
+
 /// The next request for a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Step {
@@ -45,8 +49,8 @@ pub(super) enum Answer {
 /// What was sent for a pod, and what came back.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// The report has changed since it was last sent.
-    fresh: bool,
+    /// The time of the first change of the report since it was last sent.
+    fresh: Option<Boottime>,
     in_flight: bool,
     failures: u32,
     not_before: Boottime,
@@ -59,8 +63,8 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Takes that the report on the pod has changed.
-    pub(super) fn report_changed(&mut self) {
-        self.fresh = true;
+    pub(super) fn report_changed(&mut self, now: Boottime) {
+        self.fresh.get_or_insert(now);
         self.futile = None;
     }
 
@@ -84,10 +88,15 @@ impl Entry {
             }
         };
         let futile = self.futile.as_ref().is_some_and(|futile| futile.as_deref() == version(api));
+        let passing = !over && is_on_the_way(&api["status"], &report.status, deleting);
+        let settles = self.fresh.map(|since| since + SETTLE).filter(|end| passing && now.boottime < *end);
         match patch.filter(|_| !futile) {
-            Some(_) if !self.fresh && now.boottime < self.repair_at => Step::Wait(self.repair_at),
+            Some(_) if self.fresh.is_none() && now.boottime < self.repair_at => Step::Wait(self.repair_at),
             Some(patch) => {
-                self.fresh = false;
+                if let Some(end) = settles {
+                    return Step::Wait(end);
+                }
+                self.fresh = None;
                 self.in_flight = true;
                 self.repair_at = now.boottime + REPAIR_EVERY;
                 Step::Patch(patch)
@@ -100,7 +109,7 @@ impl Entry {
                 Step::Delete
             }
             None => {
-                self.fresh = false;
+                self.fresh = None;
                 Step::Nothing
             }
         }
@@ -123,12 +132,19 @@ impl Entry {
             Answer::Deleted => self.deleted = true,
             Answer::Refused { version } => self.futile = Some(version),
             Answer::Failed { retry_after } => {
-                self.fresh = true;
+                self.fresh.get_or_insert(now.boottime);
                 let wait = backoff(self.failures, WAITS.0, WAITS.1);
                 self.not_before = now.boottime + wait.max(retry_after.unwrap_or_default());
             }
         }
     }
+}
+
+/// Whether a status is one that a pod only passes: a pod that starts is Pending as before, and one that is deleted has not
+/// come to its final phase.
+fn is_on_the_way(shown: &Value, new: &Value, deleting: bool) -> bool {
+    let phase = new["phase"].as_str();
+    phase == shown["phase"].as_str() && (phase == Some("Pending") || deleting && !is_terminal(new))
 }
 
 /// Whether the phase of this status is final.

@@ -1,6 +1,7 @@
 use super::*;
 use berth_core::model::Pod;
 use berth_kube::reflector::ResourceVersion;
+use berth_source::RawPod;
 use serde_json::json;
 
 fn meta(name: &str, uid: &str, version: u64) -> Meta {
@@ -24,7 +25,7 @@ fn uid(uid: &str) -> PodUid {
 fn pod(name: &str, id: &str, version: u64, priority: i32, phase: &str) -> Change<ApiPod> {
     let model = Pod { priority, ..Pod::new(uid(id), key(name), "n".parse().unwrap()) };
     let raw = json!({ "metadata": { "resourceVersion": version.to_string() }, "status": { "phase": phase } });
-    let desired = DesiredPod::of_api(Arc::new(model), Arc::new(raw));
+    let desired = DesiredPod::of_api(Arc::new(model), &raw);
     Change::Put(meta(name, id, version), ApiPod::Pod(desired))
 }
 
@@ -95,8 +96,8 @@ fn an_unchanged_object_keeps_its_pointer_and_a_new_status_keeps_the_model() {
     let (old, new) = (&before.pods[&uid("a1")], &now.pods[&uid("a1")]);
     assert!(Arc::ptr_eq(&old.pod, &new.pod));
     assert_eq!(
-        (&new.raw["status"]["phase"], api.get(&uid("a1")).unwrap()),
-        (&json!("Running"), new.raw.clone())
+        (new.raw.value()["status"]["phase"].clone(), api.get(&uid("a1")).unwrap()),
+        (json!("Running"), new.raw.clone())
     );
     state.pod(pod("a", "a1", 5, 1, "Running"));
     assert_eq!(state.snapshot(&now).pods[&uid("a1")].pod.priority, 1);
@@ -110,7 +111,7 @@ fn pods_leave_by_events_by_lists_and_by_another_pod_of_their_name() {
     assert_eq!(state.take_changed(), [uid("a1"), uid("a2")]);
     assert!(state.desired(&uid("a1")).is_none() && api.get(&uid("a1")).is_none());
     state.pod(pod("b", "b1", 11, 0, "Pending"));
-    let mirror = || ApiPod::Mirror { of: uid("file"), raw: Arc::default() };
+    let mirror = || ApiPod::Mirror { of: uid("file"), raw: Arc::new(RawPod::new(&json!({}))) };
     state.pod(Change::Put(meta("m", "m1", 12), mirror()));
     assert_eq!(api.uids(), [uid("a2"), uid("b1"), uid("file")]);
     assert!(state.desired(&uid("file")).is_none(), "a mirror pod is not one to run");

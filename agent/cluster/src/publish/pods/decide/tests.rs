@@ -45,17 +45,17 @@ fn phase(step: &Step) -> &str {
 #[test]
 fn one_request_is_in_flight_and_none_follows_where_nothing_differs() {
     let mut entry = Entry::default();
-    entry.report_changed();
+    entry.report_changed(Boottime(Duration::ZERO));
     let step = entry.next(&api(1, "Pending"), &report("Running"), at(0));
     assert_eq!(phase(&step), "Running");
-    entry.report_changed();
+    entry.report_changed(Boottime(Duration::ZERO));
     assert_eq!(entry.next(&api(1, "Pending"), &report("Failed"), at(0)), Step::Nothing, "in flight");
     entry.answered(patched(1, 2), at(0));
     // The newest report follows at once; those between are left out.
     assert_eq!(phase(&entry.next(&api(2, "Running"), &report("Failed"), at(0))), "Failed");
     entry.answered(patched(2, 3), at(0));
     for _ in 0..3 {
-        entry.report_changed();
+        entry.report_changed(Boottime(Duration::ZERO));
         assert_eq!(entry.next(&api(3, "Failed"), &report("Failed"), at(1)), Step::Nothing);
     }
 }
@@ -63,7 +63,7 @@ fn one_request_is_in_flight_and_none_follows_where_nothing_differs() {
 #[test]
 fn a_report_of_a_pod_that_was_not_observed_is_not_sent() {
     let mut entry = Entry::default();
-    entry.report_changed();
+    entry.report_changed(Boottime(Duration::ZERO));
     let remembered = PodToPublish { observed: false, ..report("Pending") };
     assert_eq!(entry.next(&api(1, "Running"), &remembered, at(0)), Step::Nothing);
 }
@@ -71,7 +71,7 @@ fn a_report_of_a_pod_that_was_not_observed_is_not_sent() {
 #[test]
 fn what_others_overwrite_is_repaired_each_ten_seconds() {
     let mut entry = Entry::default();
-    entry.report_changed();
+    entry.report_changed(Boottime(Duration::ZERO));
     entry.next(&api(1, "Pending"), &report("Running"), at(100));
     entry.answered(patched(1, 2), at(100));
     let overwritten = api(3, "Pending");
@@ -83,7 +83,7 @@ fn what_others_overwrite_is_repaired_each_ten_seconds() {
 fn a_patch_without_effect_or_refused_waits_for_another_version() {
     for answer in [patched(1, 1), Answer::Refused { version: Some("1".into()) }] {
         let mut entry = Entry::default();
-        entry.report_changed();
+        entry.report_changed(Boottime(Duration::ZERO));
         entry.next(&api(1, "Pending"), &report("Running"), at(0));
         entry.answered(answer, at(0));
         assert_eq!(entry.next(&api(1, "Pending"), &report("Running"), at(1000)), Step::Nothing);
@@ -94,7 +94,7 @@ fn a_patch_without_effect_or_refused_waits_for_another_version() {
 #[test]
 fn failures_wait_longer_and_the_server_may_ask_for_more() {
     let mut entry = Entry::default();
-    entry.report_changed();
+    entry.report_changed(Boottime(Duration::ZERO));
     let mut waits = Vec::new();
     let mut now = at(0);
     for retry_after in [None, None, None, Some(Duration::from_secs(7)), None, None, None, None, None] {
@@ -114,7 +114,7 @@ fn a_pod_is_deleted_only_after_the_api_shows_its_end_and_nothing_of_it_is_left()
     // Not deleted by anybody: a finished pod stays.
     assert_eq!(entry.next(&api(1, "Failed"), &over, at(0)), Step::Nothing);
     // The API server does not show the end yet.
-    entry.report_changed();
+    entry.report_changed(Boottime(Duration::ZERO));
     assert_eq!(phase(&entry.next(&deleted(api(2, "Running")), &over, at(0))), "Failed");
     entry.answered(patched(2, 3), at(0));
     // Something is left on the node.
@@ -130,4 +130,41 @@ fn a_pod_is_deleted_only_after_the_api_shows_its_end_and_nothing_of_it_is_left()
         Step::Nothing,
         "a finalizer holds it"
     );
+}
+
+/// A step on the way is sent only where the next one does not come soon.
+#[test]
+fn a_status_that_a_pod_only_passes_waits_for_the_next() {
+    let millis = |ms: u64| Now { boottime: Boottime(Duration::from_millis(ms)), ..Now::default() };
+    let pending = |reason: &str| PodToPublish {
+        status: json!({ "phase": "Pending", "startTime": "2026-01-01T00:00:00Z", "reason": reason }),
+        ..report("Pending")
+    };
+    let mut entry = Entry::default();
+    entry.report_changed(Boottime(Duration::from_millis(1000)));
+    assert_eq!(
+        entry.next(&api(1, "Pending"), &pending("a"), millis(1000)),
+        Step::Wait(millis(1200).boottime)
+    );
+    // A later change does not wait anew.
+    entry.report_changed(Boottime(Duration::from_millis(1150)));
+    assert_eq!(
+        entry.next(&api(1, "Pending"), &pending("b"), millis(1150)),
+        Step::Wait(millis(1200).boottime)
+    );
+    assert!(matches!(entry.next(&api(1, "Pending"), &pending("b"), millis(1200)), Step::Patch(_)));
+    entry.answered(patched(1, 2), millis(1210));
+    // Nothing holds up a new phase, nor what others overwrite.
+    entry.report_changed(Boottime(Duration::from_millis(1300)));
+    assert_eq!(phase(&entry.next(&api(2, "Pending"), &report("Running"), millis(1300))), "Running");
+    entry.answered(patched(2, 3), millis(1310));
+    // A running pod's changes are sent at once, but for those of a pod that is being deleted.
+    let stopping = PodToPublish { status: json!({ "phase": "Running", "reason": "c" }), ..report("Running") };
+    entry.report_changed(Boottime(Duration::from_millis(1400)));
+    let deleting = deleted(api(3, "Running"));
+    assert_eq!(entry.next(&deleting, &stopping, millis(1400)), Step::Wait(millis(1600).boottime));
+    assert!(matches!(entry.next(&api(3, "Running"), &stopping, millis(1400)), Step::Patch(_)));
+    entry.answered(patched(3, 4), millis(1410));
+    entry.report_changed(Boottime(Duration::from_millis(1500)));
+    assert_eq!(phase(&entry.next(&deleting, &report("Failed"), millis(1500))), "Failed");
 }
