@@ -78,6 +78,9 @@ pub(crate) struct Options {
     /// Keep what a failure leaves, for inspection.
     #[arg(long)]
     pub(crate) keep: bool,
+    /// Run the optimised agent.
+    #[arg(long)]
+    pub(crate) release: bool,
 }
 
 /// What runs pods on the one node.
@@ -172,7 +175,10 @@ fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
     let daemon = match options.node {
         Node::None => None,
         Node::Kubelet => Some(kubelet::start(&world, place, bin).map(|()| "kubelet")?),
-        Node::Berth => Some(berth::start(&world, place, bin, Build::Plain).map(|()| berth::DAEMON)?),
+        Node::Berth => {
+            let build = if options.release { Build::Release } else { Build::Plain };
+            Some(berth::start(&world, place, bin, build).map(|()| berth::DAEMON)?)
+        }
     };
     if let Some(daemon) = daemon {
         out::timed("wait until the node is Ready", || {

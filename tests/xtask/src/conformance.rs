@@ -53,6 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         goaway_chance: 0.0,
         audit: Audit::ToNodes,
         keep: args.keep,
+        release: false,
     };
     let cluster = cluster::start(&dir, &options)?;
     let done = run_tests(&cluster, &bin, &focus).and_then(|found| {

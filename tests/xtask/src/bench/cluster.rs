@@ -57,8 +57,14 @@ impl Amount<'_> {
 pub(super) fn run(amount: &Amount) -> Result<Vec<Figure>> {
     out::timed("build berth, optimised", || tools::programs(Build::Release))?;
     let dir = tools::cache()?.join("bench");
-    let options =
-        Options { node: Node::None, etcd: Etcd::New, goaway_chance: 0.0, audit: Audit::OfNodes, keep: false };
+    let options = Options {
+        node: Node::None,
+        etcd: Etcd::New,
+        goaway_chance: 0.0,
+        audit: Audit::OfNodes,
+        keep: false,
+        release: true,
+    };
     let cluster = cluster::start(&dir, &options)?;
     let measured = measure(&cluster, amount);
     let kept = crate::root().join("target/bench");

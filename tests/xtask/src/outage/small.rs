@@ -34,6 +34,7 @@ pub(crate) fn suite(tally: &mut Tally) -> Result<()> {
         goaway_chance: 0.0,
         audit: Audit::OfNodes,
         keep: false,
+        release: false,
     };
     let cluster = out::timed("start a cluster", || cluster::start(&dir, &options))?;
     let (_, failed) = tally.counts();
