@@ -153,7 +153,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         whole_machine: roots.cgroup_hooks.as_os_str().is_empty(),
         service_networks: if args.no_services { Vec::new() } else { args.service_cidrs.clone() },
     });
-    let (node, node_labels, following_node) = node::publish(node, host_network.clone());
+    let (node, node_object, following_node) = node::publish(node, host_network.clone());
     let mut host = HostFacts::read("/proc".as_ref(), "/sys".as_ref(), "/dev".as_ref(), &roots.cgroup_mount)
         .context("look at the node")?;
     host.open_files = open_files;
@@ -221,7 +221,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             api: api.clone(),
             status: Arc::clone(&status),
             sources: sources.latest.clone(),
-            node_labels,
+            node_object,
             port: args.node_api.port(),
         })
     });

@@ -3,7 +3,7 @@
 //! (`pkg/kubelet/lifecycle/predicate.go`).
 
 use crate::{
-    model::{ContainerPort, NodeInfo, Os, Pod, Protocol, ResourceList},
+    model::{ContainerPort, NodeInfo, Origin, Os, Pod, Protocol, ResourceList},
     plan::Failure,
     quantity::Quantity,
 };
@@ -48,6 +48,10 @@ pub fn admit<'p>(
                 holder.key
             ),
         ));
+    }
+    // The taint manager ends no static pod either.
+    if !matches!(pod.origin, Origin::StaticFile(_)) && !pod.tolerates(&node.taints) {
+        return Err(predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
     }
     match short {
         None => Ok(()),
@@ -126,7 +130,7 @@ mod tests {
     use super::*;
     use crate::{
         ids::PodKey,
-        model::{Container, Origin, Resources, SYSTEM_CRITICAL_PRIORITY},
+        model::{Container, NoExecuteTaint, Resources, SYSTEM_CRITICAL_PRIORITY, Toleration},
     };
 
     fn pod(wanted: serde_json::Value) -> Pod {
@@ -241,6 +245,26 @@ mod tests {
         foreign.labels = [("kubernetes.io/os".to_owned(), "linux".to_owned())].into();
         foreign.os = Os::Linux;
         assert_eq!(verdict(&[], &foreign), "OutOfcpu");
+    }
+
+    /// The scheduler keeps pods off such a node, but not those that name it (`generalFilter`,
+    /// `pkg/kubelet/lifecycle/predicate.go`).
+    #[test]
+    fn a_pod_that_tolerates_no_no_execute_taint_is_refused() {
+        let taint = NoExecuteTaint { key: "maintenance".to_owned(), value: String::new() };
+        let tainted = NodeInfo { taints: vec![taint], ..node() };
+        let mut plain = pod(serde_json::json!({}));
+        let why = admit(&tainted, &[], &plain).unwrap_err();
+        assert_eq!(why.reason, "TaintToleration");
+        assert_eq!(
+            why.message,
+            "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate"
+        );
+        plain.tolerations = vec![Toleration { key: None, value: None }];
+        assert_eq!(admit(&tainted, &[], &plain), Ok(()));
+        plain.tolerations.clear();
+        plain.origin = Origin::StaticFile("/x".into());
+        assert_eq!(admit(&tainted, &[], &plain), Ok(()), "static pods are exempt");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Owns the identities ([`ids`]), the one place for paths and names ([`roots`]), the model of a pod
 //! ([`model`]), the objects that a pod names ([`mod@refs`], [`value`]), Kubernetes quantities ([`quantity`]), clocks as plain
 //! data ([`time`]), statuses and events ([`status`], [`event`]), the admission of pods ([`admit`]), the unsupported parts of a pod
-//! ([`unsupported`]), the kernel's values for requests and limits ([`resources`]), the ranges of the node's
+//! ([`unsupported`]), resizes in place ([`resize`]), the kernel's values for requests and limits ([`resources`]), the ranges of the node's
 //! ports ([`ports`]), sets of objects and their changes ([`shared`]), and the two state machines: [`plan`] for a
 //! pod and [`probe`] for one probe. Beside these: printing of errors ([`error`]), elements of certificates
 //! ([`der`]) and locking of mutexes ([`sync`]).
@@ -23,6 +23,7 @@ pub mod ports;
 pub mod probe;
 pub mod quantity;
 pub mod refs;
+pub mod resize;
 pub mod resources;
 pub mod roots;
 pub mod shared;

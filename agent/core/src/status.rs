@@ -124,17 +124,20 @@ pub enum ConditionType {
     PodScheduled,
     /// The node itself ended the pod.
     DisruptionTarget,
+    /// The node has not carried out a resize of the pod. The condition is absent where there is none.
+    PodResizePending,
 }
 
 impl ConditionType {
     /// Every type, in the order of the declaration.
-    pub const ALL: [ConditionType; 6] = [
+    pub const ALL: [ConditionType; 7] = [
         ConditionType::PodReadyToStartContainers,
         ConditionType::Initialized,
         ConditionType::Ready,
         ConditionType::ContainersReady,
         ConditionType::PodScheduled,
         ConditionType::DisruptionTarget,
+        ConditionType::PodResizePending,
     ];
 
     /// `type` of the condition.
@@ -146,6 +149,7 @@ impl ConditionType {
             ConditionType::ContainersReady => "ContainersReady",
             ConditionType::PodScheduled => "PodScheduled",
             ConditionType::DisruptionTarget => "DisruptionTarget",
+            ConditionType::PodResizePending => "PodResizePending",
         }
     }
 }

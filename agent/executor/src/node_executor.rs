@@ -266,9 +266,9 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 impl Executor for NodeExecutor {
-    fn is_selected_by(&self, pod: &Pod) -> bool {
+    fn suits(&self, pod: &Pod) -> bool {
         let node = self.node();
-        pod.selects_node(node.name.as_str(), &node.labels)
+        pod.selects_node(node.name.as_str(), &node.labels) && pod.tolerates(&node.taints)
     }
 
     fn oom_killed(&self, pod: &Pod, container: &ContainerId) -> bool {

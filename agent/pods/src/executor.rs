@@ -174,8 +174,9 @@ pub trait Executor: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Whether the node's name and labels, as the node knows them now, match the pod's node selector and affinity.
-    fn is_selected_by(&self, pod: &Pod) -> bool {
+    /// Whether the node's name and labels, as the node knows them now, match the pod's node selector and affinity, and the
+    /// pod tolerates the node's taints.
+    fn suits(&self, pod: &Pod) -> bool {
         let _ = pod;
         true
     }

@@ -69,7 +69,9 @@ pub struct ManagerConfig<H, R> {
 
 /// Handle of a pod that has a worker, or that waits for its restart after the worker panicked.
 struct WorkerHandle {
-    /// Desired state that was last sent to the worker.
+    /// Desired state as its source gave it last.
+    wanted: Desired,
+    /// Desired state that was last sent to the worker: `wanted`, with the resources that the pod was started with.
     desired: Desired,
     /// The worker's mailbox. `None` while the pod waits for its restart.
     mailbox: Option<mpsc::UnboundedSender<WorkerMessage>>,

@@ -33,7 +33,9 @@ impl WaitReason {
             WaitReason::Runtime => "containerd to answer",
             WaitReason::Name => "an earlier pod of the same name to be gone",
             WaitReason::Shutdown => "the next boot: the machine is shut down",
-            WaitReason::NodeLabels => "the node's labels to match the pod's node selector and affinity",
+            WaitReason::NodeLabels => {
+                "the node's labels and taints to match the pod's node selector, affinity and tolerations"
+            }
             WaitReason::Orphan => "what an earlier life of the pod left to be removed",
         }
     }

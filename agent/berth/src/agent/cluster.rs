@@ -11,7 +11,7 @@ mod runtime_state;
 
 use super::{
     local_api::LocalApi,
-    node::{ApiLabels, NodeWatch},
+    node::{ApiNode, LabelsAndTaints, NodeWatch},
     sources::Latest,
     status_manager::StatusManager,
 };
@@ -26,7 +26,7 @@ use berth_cluster::{
         pods::{self, Unpublished},
     },
 };
-use berth_core::{ids::BootId, model::NodeLabels, roots::Roots};
+use berth_core::{ids::BootId, model::NoExecuteTaint, roots::Roots};
 use berth_kube::{identity::Source, pool::Pool};
 use berth_source::{
     Snapshot, Source as _,
@@ -61,7 +61,7 @@ pub(crate) struct Facts {
     pub(crate) api: LocalApi,
     pub(crate) status: Arc<StatusManager>,
     pub(crate) sources: Latest,
-    pub(crate) node_labels: ApiLabels,
+    pub(crate) node_object: ApiNode,
     /// Port of the node's API.
     pub(crate) port: Option<u16>,
 }
@@ -139,9 +139,9 @@ impl ControlPlane {
             Arc::clone(&facts.status),
         );
         let pods = pods::start(self.pool, limit, self.api, Arc::clone(&facts.status), self.unpublished);
-        let labelling = Task::spawn(follow_labels(node.newest(), facts.node_labels.clone()));
+        let following = Task::spawn(follow_node_object(node.newest(), facts.node_object.clone()));
         let observing = Task::spawn(observe(facts, reports));
-        let tasks = [lease, pods, sending, mirrors, labelling, observing];
+        let tasks = [lease, pods, sending, mirrors, following, observing];
         Publishing { _source: self.source, _node: node, _tasks: tasks }
     }
 }
@@ -174,16 +174,13 @@ async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) 
     }
 }
 
-/// Takes the labels of the Node object, also those that others set there.
-async fn follow_labels(node: NewestNode, labels: ApiLabels) {
+/// Takes the labels and taints of the Node object, also those that others set there.
+async fn follow_node_object(node: NewestNode, known: ApiNode) {
     let mut changes = node.changes();
     loop {
         if let Some(object) = changes.borrow_and_update().clone() {
-            let text =
-                |(key, value): (&String, &serde_json::Value)| Some((key.clone(), value.as_str()?.to_owned()));
-            let found: Option<NodeLabels> =
-                object["metadata"]["labels"].as_object().map(|all| all.iter().filter_map(text).collect());
-            labels.send_if_modified(|known| {
+            let found = labels_and_taints(&object);
+            known.send_if_modified(|known| {
                 // A Node without labels is one that is not registered fully yet.
                 let changed = found.is_some() && *known != found;
                 if changed {
@@ -196,4 +193,17 @@ async fn follow_labels(node: NewestNode, labels: ApiLabels) {
             return;
         }
     }
+}
+
+fn labels_and_taints(object: &serde_json::Value) -> Option<LabelsAndTaints> {
+    let label = |(key, value): (&String, &serde_json::Value)| Some((key.clone(), value.as_str()?.to_owned()));
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let taints = object["spec"]["taints"].as_array().into_iter().flatten();
+    Some(LabelsAndTaints {
+        labels: object["metadata"]["labels"].as_object()?.iter().filter_map(label).collect(),
+        taints: taints
+            .filter(|taint| taint["effect"] == "NoExecute")
+            .map(|taint| NoExecuteTaint { key: text(&taint["key"]), value: text(&taint["value"]) })
+            .collect(),
+    })
 }

@@ -5,7 +5,7 @@
 
 use super::host_network::Host;
 use berth_core::{
-    model::{NodeInfo, NodeLabels, ResourceList},
+    model::{NoExecuteTaint, NodeInfo, NodeLabels, ResourceList},
     quantity::Quantity,
     roots::Roots,
 };
@@ -19,16 +19,25 @@ use tokio::{sync::watch, task::JoinHandle};
 /// Watch of the node's facts. A new value comes with each change.
 pub(crate) type NodeWatch = watch::Receiver<Arc<NodeInfo>>;
 
-/// The labels of the node's object in the API, once they are known. They are then the node's labels: a label
+/// The labels and taints of the node's object in the API, once they are known. They are then the node's: a label
 /// that somebody set there counts for admission and for the node's zone.
-pub(crate) type ApiLabels = watch::Sender<Option<NodeLabels>>;
+pub(crate) type ApiNode = watch::Sender<Option<LabelsAndTaints>>;
 
-/// Publishes the facts, and starts the task that keeps addresses and labels current. The task ends with the
+/// What the node takes from its object in the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LabelsAndTaints {
+    /// `metadata.labels`.
+    pub(crate) labels: NodeLabels,
+    /// `spec.taints` of effect NoExecute.
+    pub(crate) taints: Vec<NoExecuteTaint>,
+}
+
+/// Publishes the facts, and starts the task that keeps addresses, labels and taints current. The task ends with the
 /// watch of the host's network or with the last reader.
-pub(crate) fn publish(mut info: NodeInfo, mut host: Host) -> (NodeWatch, ApiLabels, JoinHandle<()>) {
+pub(crate) fn publish(mut info: NodeInfo, mut host: Host) -> (NodeWatch, ApiNode, JoinHandle<()>) {
     info.ips = host.borrow_and_update().host_ips();
     let (owner, node) = watch::channel(Arc::new(info));
-    let (labels, mut of_api) = watch::channel::<Option<NodeLabels>>(None);
+    let (object, mut of_api) = watch::channel::<Option<LabelsAndTaints>>(None);
     let follow = async move {
         let mut may_join = true;
         loop {
@@ -45,22 +54,23 @@ pub(crate) fn publish(mut info: NodeInfo, mut host: Host) -> (NodeWatch, ApiLabe
             if owner.is_closed() {
                 return;
             }
-            let (ips, labels) = (host.borrow_and_update().host_ips(), of_api.borrow_and_update().clone());
+            let (ips, object) = (host.borrow_and_update().host_ips(), of_api.borrow_and_update().clone());
             owner.send_if_modified(|info| {
-                let labels = labels.filter(|labels| *labels != info.labels);
-                let changed = info.ips != ips || labels.is_some();
+                let same = |o: &LabelsAndTaints| o.labels == info.labels && o.taints == info.taints;
+                let object = object.filter(|object| !same(object));
+                let changed = info.ips != ips || object.is_some();
                 if changed {
                     let info = Arc::make_mut(info);
                     info.ips = ips;
-                    if let Some(labels) = labels {
-                        info.labels = labels;
+                    if let Some(object) = object {
+                        (info.labels, info.taints) = (object.labels, object.taints);
                     }
                 }
                 changed
             });
         }
     };
-    (node, labels, tokio::spawn(follow))
+    (node, object, tokio::spawn(follow))
 }
 
 /// The allocatable resources: all of the machine. Resources that cannot be read are left out.
@@ -160,26 +170,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readers_see_the_nodes_newest_addresses_and_labels() {
+    async fn readers_see_the_nodes_newest_addresses_labels_and_taints() {
         use berth_services::HostNetwork;
         let at = |ip: &str| HostNetwork { node_ips: vec![ip.parse().unwrap()], ..HostNetwork::default() };
         let (kernel, host) = watch::channel(Arc::new(at("192.0.2.1")));
-        let (mut node, labels, _task) = publish(NodeInfo::new("n1".parse().unwrap()), host);
+        let (mut node, object, _task) = publish(NodeInfo::new("n1".parse().unwrap()), host);
         assert_eq!(node.borrow_and_update().ips, at("192.0.2.1").node_ips);
         // A change of an uplink alone is no change of the node.
         kernel.send_replace(Arc::new(HostNetwork { problems: Vec::new(), ..at("192.0.2.1") }));
         kernel.send_replace(Arc::new(at("192.0.2.2")));
         node.changed().await.unwrap();
         assert_eq!(node.borrow_and_update().ips, at("192.0.2.2").node_ips);
-        let of_api: NodeLabels = [("disk".to_owned(), "ssd".to_owned())].into();
-        labels.send_replace(Some(of_api.clone()));
+        let labels: NodeLabels = [("disk".to_owned(), "ssd".to_owned())].into();
+        let taints = vec![NoExecuteTaint { key: "gpu".to_owned(), value: String::new() }];
+        object.send_replace(Some(LabelsAndTaints { labels: labels.clone(), taints: taints.clone() }));
         node.changed().await.unwrap();
-        assert_eq!(node.borrow_and_update().labels, of_api);
-        // A node without control plane has nobody who tells of labels.
-        drop(labels);
+        assert_eq!(node.borrow_and_update().labels, labels);
+        assert_eq!(node.borrow_and_update().taints, taints);
+        // A node without control plane has nobody who tells of them.
+        drop(object);
         kernel.send_replace(Arc::new(at("192.0.2.3")));
         node.changed().await.unwrap();
-        assert_eq!(node.borrow_and_update().labels, of_api);
+        assert_eq!(node.borrow_and_update().labels, labels);
         drop(kernel);
         assert!(node.changed().await.is_err(), "the owner ends with the host's network");
     }

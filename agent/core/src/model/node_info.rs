@@ -1,6 +1,6 @@
 //! Facts of the node that pods can observe.
 
-use super::{NodeLabels, ResourceList};
+use super::{NoExecuteTaint, NodeLabels, ResourceList};
 use crate::ids::NodeName;
 use std::net::IpAddr;
 
@@ -16,6 +16,8 @@ pub struct NodeInfo {
     pub name: NodeName,
     /// `metadata.labels`.
     pub labels: NodeLabels,
+    /// `spec.taints` of effect NoExecute; none on a node without control plane.
+    pub taints: Vec<NoExecuteTaint>,
     /// The node's addresses, the primary one first: the `hostIPs` of every pod, and the `podIPs` of pods in
     /// the host's network.
     pub ips: Vec<IpAddr>,
@@ -37,6 +39,7 @@ impl NodeInfo {
         NodeInfo {
             name,
             labels: NodeLabels::new(),
+            taints: Vec::new(),
             ips: Vec::new(),
             allocatable: ResourceList::new(),
             cluster_dns: Vec::new(),

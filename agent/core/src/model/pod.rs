@@ -1,6 +1,6 @@
 //! Specification of a pod.
 
-use super::{Container, NodeSelectorTerm, PodSecurity, Resources, Volume};
+use super::{Container, NodeSelectorTerm, PodSecurity, Resources, Toleration, Volume};
 use crate::{
     ids::{NodeName, PodKey, PodUid},
     time::Wall,
@@ -38,6 +38,9 @@ pub struct Pod {
     /// `spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution`.
     #[serde(default)]
     pub node_affinity: Option<Vec<NodeSelectorTerm>>,
+    /// `spec.tolerations`: those that can tolerate a taint of effect NoExecute.
+    #[serde(default)]
+    pub tolerations: Vec<Toleration>,
     /// `spec.restartPolicy`.
     pub restart_policy: RestartPolicy,
     /// `spec.terminationGracePeriodSeconds`, default 30.
@@ -80,6 +83,10 @@ pub struct Pod {
     /// its containers.
     #[serde(default)]
     pub unsupported: Option<String>,
+    /// The spec of the API server asks for other resources than those above, with which the pod runs: the node does not
+    /// resize pods in place ([`mod@crate::resize`]).
+    #[serde(default)]
+    pub resize_infeasible: bool,
 }
 
 impl Pod {
@@ -98,6 +105,7 @@ impl Pod {
             os: Os::default(),
             node_selector: BTreeMap::new(),
             node_affinity: None,
+            tolerations: Vec::new(),
             restart_policy: RestartPolicy::default(),
             grace_seconds: 30,
             active_deadline_seconds: None,
@@ -117,6 +125,7 @@ impl Pod {
             readiness_gates: Vec::new(),
             image_pull_secrets: Vec::new(),
             unsupported: None,
+            resize_infeasible: false,
         }
     }
 

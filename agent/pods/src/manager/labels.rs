@@ -1,7 +1,8 @@
-//! Pods of the API server that were bound to this node although its labels, as the node knows them, do not match.
+//! Pods of the API server that were bound to this node although its labels or taints, as the node knows them, do not
+//! match.
 //!
-//! A label and a pod that needs it come by two watches, in either order. A pod that is rejected has failed for good, so
-//! the labels are looked at again for [`PATIENCE`] (the kubelet asks the API server for its Node before it rejects such
+//! A label or a taint and a pod that needs its change come by two watches, in either order. A pod that is rejected has failed for good, so
+//! both are looked at again for [`PATIENCE`] (the kubelet asks the API server for its Node before it rejects such
 //! a pod, `pkg/kubelet/lifecycle/predicate.go`).
 
 use super::{Manager, ManagerTask, TaskOutcome};
@@ -9,7 +10,7 @@ use crate::{executor::Executor, report::Reports};
 use berth_core::{ids::PodUid, model::Origin, plan::Desired, time::Boottime};
 use std::{collections::BTreeMap, time::Duration};
 
-/// Time for which a pod waits for a label of the node.
+/// Time for which a pod waits for a change of the node's labels and taints.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Interval between two looks at the labels.
@@ -37,9 +38,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let now = self.executor.now().boottime;
         let before = std::mem::take(&mut self.labels.unmatched);
         let unmatched = |wanted: &&&Desired| {
-            wanted.pod.origin == Origin::Cluster
-                && wanted.end.is_none()
-                && !self.executor.is_selected_by(&wanted.pod)
+            wanted.pod.origin == Origin::Cluster && wanted.end.is_none() && !self.executor.suits(&wanted.pod)
         };
         self.labels.unmatched = new
             .iter()

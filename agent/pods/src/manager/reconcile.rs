@@ -12,6 +12,7 @@ use berth_core::{
     ids::PodUid,
     model::{Origin, Pod},
     plan::{Desired, Memory, Observed, plan},
+    resize::{refused_resize, with_allocated_resources},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -116,14 +117,19 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             if let Some(live) = self.workers.get_mut(uid) {
                 let past = desired.past.get(uid).filter(|_| !live.told).cloned();
                 live.told = true;
-                if live.desired != *wanted {
-                    live.desired = wanted.clone();
+                if live.wanted != *wanted {
+                    live.wanted = wanted.clone();
+                    let pod = with_allocated_resources(&wanted.pod, &live.desired.pod);
+                    let refused = refused_resize(&live.desired.pod, &pod);
+                    let allocated = Desired { pod, ..wanted.clone() };
+                    live.desired = allocated.clone();
                     live.unwanted = false;
+                    self.report_event(&allocated.pod, refused);
                     self.references.put(&wanted.pod);
                     self.names.take(&wanted.pod.key, uid);
                     // The pod may name an object that it did not name before.
                     self.send(uid, WorkerMessage::Objects(Arc::clone(&desired.objects)));
-                    self.send(uid, WorkerMessage::Desired(wanted.clone()));
+                    self.send(uid, WorkerMessage::Desired(allocated));
                 }
                 if let Some(api) = past {
                     self.send(uid, WorkerMessage::Past(api));
@@ -174,6 +180,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                 continue;
             }
             live.unwanted = true;
+            live.wanted = live.wanted.clone().unwanted();
             live.desired = live.desired.clone().unwanted();
             let pod = &live.desired.pod;
             tracing::info!(pod = %pod.key, %uid, grace = live.desired.end, "pod ends: no source wants it any more");

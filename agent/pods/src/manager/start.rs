@@ -10,6 +10,7 @@ use berth_core::{
     event::{Event, EventRecord, Involved},
     model::Pod,
     plan::{Desired, Ending, Memory},
+    resize::{refused_resize, with_allocated_resources},
     unsupported::unsupported,
 };
 use std::{sync::Arc, time::Duration};
@@ -21,12 +22,14 @@ const FRESH: Duration = Duration::from_secs(1);
 
 impl<H: Executor, R: Reports> Manager<H, R> {
     /// Starts the worker of a pod. `unwanted` says that no source wants the pod.
-    pub(super) fn start(&mut self, desired: Desired, unwanted: bool) {
+    pub(super) fn start(&mut self, wanted: Desired, unwanted: bool) {
+        let uid = wanted.pod.uid.clone();
+        let stored = self.stored.remove(&uid);
+        let desired = self.allocate(&wanted, stored.as_ref().map(|(pod, _)| &**pod));
         let pod = Arc::clone(&desired.pod);
-        let uid = pod.uid.clone();
         let clocks = self.executor.now();
         let now = clocks.boottime;
-        let mut memory = self.stored.remove(&uid).map(|k| k.1);
+        let mut memory = stored.map(|(_, memory)| memory);
         let past = self.desired.past.get(&uid).cloned();
         let told = memory.is_some() || self.desired.pods.contains_key(&uid);
         let unseen = self.unseen.remove(&uid);
@@ -84,7 +87,24 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             TaskOutcome::Done
         });
         let mailbox = Some(sender);
-        self.workers.insert(uid, WorkerHandle { desired, mailbox, unwanted, told, rejected, published });
+        self.workers
+            .insert(uid, WorkerHandle { wanted, desired, mailbox, unwanted, told, rejected, published });
+    }
+
+    /// The wanted pod with the resources that it was started with, where an agent started it before.
+    fn allocate(&self, wanted: &Desired, stored: Option<&Pod>) -> Desired {
+        let Some(stored) = stored else { return wanted.clone() };
+        let pod = with_allocated_resources(&wanted.pod, stored);
+        self.report_event(&pod, refused_resize(stored, &pod));
+        Desired { pod, ..wanted.clone() }
+    }
+
+    /// Reports an event about a pod, where there is one.
+    pub(super) fn report_event(&self, pod: &Pod, event: Option<Event>) {
+        if let Some(event) = event {
+            let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
+            self.reports.event(EventRecord::once(involved, event, self.executor.now().wall));
+        }
     }
 
     /// The memory of a new pod that the node rejects. `None` where the node admits the pod. Pods that no
@@ -96,18 +116,13 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let others: Vec<Arc<Pod>> = counted.map(|(_, worker)| Arc::clone(&worker.desired.pod)).collect();
         let why = self.executor.admit(pod, &others).err()?;
         tracing::warn!(pod = %pod.key, uid = %pod.uid, reason = why.reason, why = why.message, "pod rejected");
-        let now = self.executor.now().wall;
-        let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
-        let event = Event::warning(&why.reason, why.message.clone());
-        self.reports.event(EventRecord::once(involved, event, now));
+        self.report_event(pod, Some(Event::warning(&why.reason, why.message.clone())));
         Some(Memory::of_rejected(why))
     }
 
     fn report_unsupported(&self, pod: &Pod) {
         for event in unsupported(pod) {
-            let now = self.executor.now().wall;
-            let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
-            self.reports.event(EventRecord::once(involved, event, now));
+            self.report_event(pod, Some(event));
         }
     }
 }

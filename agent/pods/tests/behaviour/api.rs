@@ -7,10 +7,10 @@ use crate::fake::{
 };
 use berth_core::{
     ids::PodUid,
-    model::{Container, Origin, OriginKind, Pod},
+    model::{Container, Origin, OriginKind, Pod, Resources},
     plan::{Desired, RunState},
     probe::ProbeResult,
-    status::{ApiStatus, ContainerState, ContainerStatus, Phase, TerminalPhase, Truth},
+    status::{ApiStatus, ConditionType, ContainerState, ContainerStatus, Phase, TerminalPhase, Truth},
     time::Wall,
 };
 use berth_pods::DesiredSet;
@@ -326,7 +326,8 @@ async fn a_pod_waits_for_a_label_of_the_node_and_is_rejected_where_none_comes() 
     let agent = Agent::start(&node, &store, wanted([fits.clone(), fits_not.clone()])).await;
     node.until("they wait", |_| agent.reports.shows(&fits.uid) && agent.reports.shows(&fits_not.uid)).await;
     let report = agent.reports.report(&fits.uid);
-    let waiting_for = "the node's labels to match the pod's node selector and affinity";
+    let waiting_for =
+        "the node's labels and taints to match the pod's node selector, affinity and tolerations";
     assert_eq!(report.status.waiting_for.as_deref(), Some(waiting_for));
     assert!(!report.observed && never_began(&node, &fits.uid));
     // The label was set before the pod was bound; its news comes after the pod's.
@@ -364,4 +365,49 @@ async fn an_agent_that_starts_without_the_api_server_keeps_the_newest_image_of_a
     agent.ready(&new.uid).await;
     node.pass(SECOND * 60).await;
     assert_eq!((node.starts(&new.uid, "c").len(), node.starts(&new.uid, "d").len()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resized_pod_runs_on_with_its_resources_and_says_so_once() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let of = |generation: i64, cpu: &str| {
+        let requests = [("cpu".to_owned(), cpu.parse().unwrap())].into();
+        let resources = Resources { requests, ..Resources::default() };
+        Pod {
+            origin: Origin::Cluster,
+            generation: Some(generation),
+            ..pod("a", vec![Container { resources, ..container("c") }])
+        }
+    };
+    let (first, resized) = (of(1, "1"), of(2, "2"));
+    let uid = &first.uid;
+    let put = |agent: &Agent, pod: &Pod| {
+        agent.want(|d| drop(d.pods.insert(pod.uid.clone(), pod.clone().into())));
+    };
+    let pending = |agent: &Agent| {
+        let status = agent.reports.report(uid).status;
+        status.condition(ConditionType::PodResizePending).and_then(|c| c.reason.clone())
+    };
+    let told =
+        |agent: &Agent| agent.reports.reasons(uid).into_iter().filter(|r| r == "ResizeInfeasible").count();
+
+    let agent = Agent::start(&node, &store, wanted([first.clone()])).await;
+    agent.ready(uid).await;
+    assert_eq!(pending(&agent), None);
+    put(&agent, &resized);
+    node.until("refused", |_| pending(&agent).as_deref() == Some("Infeasible")).await;
+    assert_eq!(agent.reports.report(uid).pod.containers, first.containers);
+    assert_eq!(agent.reports.report(uid).status.observed_generation, Some(2));
+    assert_eq!(told(&agent), 1);
+    agent.kill().await;
+    // The next agent knows what the pod was started with.
+    let agent = Agent::start(&node, &store, wanted([resized.clone()])).await;
+    agent.ready(uid).await;
+    assert_eq!(pending(&agent).as_deref(), Some("Infeasible"));
+    assert_eq!(agent.reports.report(uid).pod.containers, first.containers);
+    assert_eq!(told(&agent), 0, "an earlier agent told of it");
+    put(&agent, &of(3, "1"));
+    node.until("taken back", |_| pending(&agent).is_none()).await;
+    assert_eq!(node.starts(uid, "c").len(), 1);
 }

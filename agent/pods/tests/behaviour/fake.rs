@@ -311,7 +311,7 @@ impl Executor for Node {
         admit(&node, others.iter().map(Arc::as_ref), pod)
     }
 
-    fn is_selected_by(&self, pod: &Pod) -> bool {
+    fn suits(&self, pod: &Pod) -> bool {
         pod.selects_node("n", &self.lock().labels)
     }
 

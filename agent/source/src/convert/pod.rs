@@ -15,7 +15,7 @@ use berth_core::{
     ids::{NodeName, PodKey, PodName, PodUid},
     model::{
         Container, Origin, Os, Pod, PodNamespaces, PodSecurity, ResourceList, Resources, RestartPolicy,
-        SYSTEM_CRITICAL_PRIORITY, peak,
+        SYSTEM_CRITICAL_PRIORITY, Toleration, peak,
     },
     time::Wall,
 };
@@ -72,6 +72,7 @@ pub(crate) fn pod(
         os: os(spec_at, spec)?,
         node_selector: node_selector(spec_at, spec)?,
         node_affinity: affinity::required(spec_at, spec)?,
+        tolerations: tolerations(spec),
         restart_policy,
         grace_seconds,
         active_deadline_seconds,
@@ -91,6 +92,7 @@ pub(crate) fn pod(
         readiness_gates: readiness_gates(spec_at, spec)?,
         image_pull_secrets: image_pull_secrets(spec),
         unsupported: None,
+        resize_infeasible: false,
     };
     Ok((pod, context.ignored.into_errors()))
 }
@@ -123,6 +125,24 @@ fn active_deadline(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<Option<u32
         Some(0) => Err(at.error("must be at least 1")),
         Some(seconds) => check::amount(at, seconds).map(Some),
     }
+}
+
+/// The tolerations of effect NoExecute and of every effect. The operators Lt and Gt, which an API server knows behind a
+/// feature gate, tolerate nothing here.
+fn tolerations(spec: &api::PodSpec) -> Vec<Toleration> {
+    let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let one = |given: &api::Toleration| {
+        if filled(&given.effect).is_some_and(|effect| effect != "NoExecute") {
+            return None;
+        }
+        let value = match filled(&given.operator).as_deref() {
+            Some("Exists") => None,
+            None | Some("Equal") => Some(given.value.clone().unwrap_or_default()),
+            Some(_) => return None,
+        };
+        Some(Toleration { key: filled(&given.key), value })
+    };
+    spec.tolerations.iter().flatten().filter_map(one).collect()
 }
 
 fn node_selector(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<BTreeMap<String, String>, FieldError> {

@@ -4,6 +4,7 @@ use super::container::truth;
 use crate::{
     model::Container,
     plan::{SandboxState, planner::Planner},
+    resize::RESIZE_MESSAGE,
     status::{Condition, ConditionType, ContainerState, ContainerStatus, Phase, Truth},
 };
 
@@ -50,7 +51,7 @@ pub(super) fn conditions(
     mains: &[ContainerStatus],
 ) -> Vec<Condition> {
     let may_start = shows_sandbox(d);
-    let mut list = Vec::with_capacity(5);
+    let mut list = Vec::with_capacity(6);
     list.push(condition(d, ConditionType::PodReadyToStartContainers, truth(may_start), None, None));
 
     let (status, reason, message) = if phase == Phase::Succeeded {
@@ -91,6 +92,12 @@ pub(super) fn conditions(
     list.push(condition(d, ConditionType::Ready, ready.0, ready.1, ready.2));
     list.push(condition(d, ConditionType::ContainersReady, status, reason, message));
     list.push(condition(d, ConditionType::PodScheduled, Truth::True, None, None));
+    if d.pod.resize_infeasible {
+        let message = Some(RESIZE_MESSAGE.to_owned());
+        list.push(condition(d, ConditionType::PodResizePending, Truth::True, Some("Infeasible"), message));
+    } else {
+        d.memory.conditions.remove(&ConditionType::PodResizePending);
+    }
     list
 }
 
