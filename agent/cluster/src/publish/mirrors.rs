@@ -103,9 +103,7 @@ impl<R: PodReports> Mirrors<R> {
             wanted.keys().chain(mirrors.keys().filter(|k| !wanted.contains_key(*k))).collect();
         for key in names {
             let (pod, mirror) = (wanted.get(key), mirrors.get(key));
-            let alive = mirror
-                .and_then(|mirror| mirrored(mirror))
-                .is_some_and(|uid| self.reports.report(&uid).is_some());
+            let alive = mirror.and_then(mirrored).is_some_and(|uid| self.reports.report(&uid).is_some());
             let path = format!("/api/v1/namespaces/{}/pods", key.0);
             let request = match next(pod.map(|(uid, _)| uid), mirror, alive) {
                 Step::Nothing => continue,
