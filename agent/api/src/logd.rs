@@ -6,7 +6,7 @@
 
 mod stream;
 
-pub use stream::{StreamPaths, StreamSpec, log_name};
+pub use stream::{StreamPaths, StreamSpec, attach_fifo, log_name};
 
 use crate::frame;
 use berth_core::ids::{ContainerId, PodKey, PodUid};
@@ -62,6 +62,18 @@ pub enum Request {
         /// The pod's UID.
         uid: PodUid,
     },
+    /// Attach a reader to a container's output; see `Client::attach`.
+    Attach {
+        /// The container.
+        id: ContainerId,
+        /// Name of the attachment, which names its FIFOs: see [`attach_fifo`].
+        session: String,
+    },
+    /// Drop logd's hold of a container's standard input; see `Client::close_stdin`.
+    CloseStdin {
+        /// The container.
+        id: ContainerId,
+    },
     /// List all streams; see `Client::list`.
     List,
     /// Ask the active logd to hand over. The server's module documentation describes the exchange.
@@ -79,6 +91,8 @@ impl Request {
             Request::Finish { .. } => "finish",
             Request::RemoveAttempt { .. } => "remove-attempt",
             Request::RemovePod { .. } => "remove-pod",
+            Request::Attach { .. } => "attach",
+            Request::CloseStdin { .. } => "close-stdin",
             Request::List => "list",
             Request::Takeover => "takeover",
             Request::Commit => "commit",

@@ -151,6 +151,18 @@ impl Client {
         Ok(())
     }
 
+    /// Attaches a reader to a container's output. The FIFOs exist under the names of [`attach_fifo`] for `session`, with
+    /// their reading ends open, and may be removed afterwards. The container never waits for the reader: one that is
+    /// slower than its FIFO allows sees the end of it.
+    pub async fn attach(&self, id: &ContainerId, session: &str) -> Result<(), Error> {
+        self.done("attach", Request::Attach { id: id.clone(), session: session.to_owned() }).await
+    }
+
+    /// Drops logd's hold of a container's standard input, for a container whose input ends with its first client.
+    pub async fn close_stdin(&self, id: &ContainerId) -> Result<(), Error> {
+        self.done("close-stdin", Request::CloseStdin { id: id.clone() }).await
+    }
+
     /// All streams that logd drains.
     pub async fn list(&self) -> Result<Vec<StreamStatus>, Error> {
         match self.ask(Request::List, DEADLINE, true).await? {

@@ -29,6 +29,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Attaching a reader to a container's output.
+    #[error("cannot attach to the output of container {id}: {reason}")]
+    Attach {
+        /// The container.
+        id: berth_core::ids::ContainerId,
+        /// Reason of the failure.
+        reason: &'static str,
+    },
     /// Opening, rotating or reading a log file.
     #[error("cannot open, rotate or read log file {path:?}")]
     LogFile {

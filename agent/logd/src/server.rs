@@ -24,6 +24,7 @@
 //! Only a failure of the epoll sets or of the private pipe ends the loop, because then nothing can
 //! be served.
 
+mod attach;
 mod batch;
 mod carry;
 mod clients;

@@ -95,6 +95,11 @@ pub fn log_name(attempt: Attempt) -> String {
     format!("{attempt}.log")
 }
 
+/// Name of an attached reader's FIFO for one output stream, in the container's directory of FIFOs.
+pub fn attach_fifo(session: &str, stream: &str) -> String {
+    format!("attach-{session}-{stream}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -116,6 +116,14 @@ impl Logd {
                 Ok(Reply::Done)
             }
             Request::RemovePod { key, uid } => self.remove_pod(&key, &uid),
+            Request::Attach { id, session } => {
+                self.attach(&id, &session)?;
+                Ok(Reply::Done)
+            }
+            Request::CloseStdin { id } => {
+                self.close_stdin(&id);
+                Ok(Reply::Done)
+            }
             Request::List => {
                 Ok(Reply::Streams { streams: self.containers.values().map(Container::status).collect() })
             }

@@ -30,6 +30,8 @@ pub(super) struct Fifo {
     pub(super) capacity: usize,
     splitter: Splitter,
     carry: CarryFile,
+    /// FIFOs of the attached readers.
+    pub(super) readers: Vec<OwnedFd>,
 }
 
 /// The FIFOs and the log file of a container.
@@ -157,7 +159,8 @@ impl Fifo {
         let capacity = rustix::pipe::fcntl_setpipe_size(&fd, PIPE_SIZE)
             .or_else(|_| rustix::pipe::fcntl_getpipe_size(&fd))
             .unwrap_or(READ_SIZE);
-        Fifo { fd, stream, capacity, splitter: Splitter::default(), carry: CarryFile::new(carry) }
+        let (splitter, carry) = (Splitter::default(), CarryFile::new(carry));
+        Fifo { fd, stream, capacity, splitter, carry, readers: Vec::new() }
     }
 
     /// Continues where an earlier logd stopped.
@@ -183,6 +186,7 @@ impl Fifo {
         }
         scratch.batch.start();
         let (read, batch) = scratch.parts(n);
+        Fifo::copy_to_readers(&mut self.readers, read);
         log.begin(batch, false);
         self.splitter.push(read, |piece| log.record(batch, self.stream, piece));
         log.flush(batch);
