@@ -14,9 +14,7 @@ use crate::{
     tree, wire,
 };
 use berth_core::{error::Chain, ids::ContainerId};
-use containerd_client::services::v1::{
-    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, StartRequest, WaitRequest,
-};
+use containerd_client::services::v1::{DeleteProcessRequest, ExecProcessRequest, StartRequest, WaitRequest};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::{
     fs,
@@ -29,10 +27,6 @@ use tokio::{
     net::unix::pipe::{OpenOptions, Receiver, Sender},
 };
 
-/// Duration of one wait for an exit before it is repeated; long, because each wait is a call.
-const WAIT: Duration = Duration::from_secs(3600);
-/// Pause before the next wait where containerd did not answer.
-const AGAIN: Duration = Duration::from_millis(500);
 /// Longest wait for output after the exit: a remaining child may keep the output open for ever.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -302,25 +296,9 @@ impl ExecHandle {
     /// Waits for the process's end and returns its exit code, 255 where it was lost with its container. The
     /// wait survives a restart of containerd. A dropped wait can be repeated.
     pub async fn wait(&mut self) -> Result<i32, Error> {
-        let client = self.runtime.client().clone();
-        loop {
-            let request = WaitRequest { container_id: self.id.to_string(), exec_id: self.exec_id.clone() };
-            let mut service = client.tasks();
-            let waited =
-                call("wait for exec in", &self.id, WAIT, service.wait(client.request(request, WAIT))).await;
-            match absent(waited) {
-                Ok(Some(reply)) => {
-                    self.ended = true;
-                    return Ok(wire::exit_code(reply.exit_status));
-                }
-                Ok(None) => {
-                    self.ended = true;
-                    return Ok(255);
-                }
-                Err(e) if e.is_unknown() => tokio::time::sleep(AGAIN).await,
-                Err(e) => return Err(e),
-            }
-        }
+        let code = self.runtime.wait_process(&self.id, &self.exec_id).await?;
+        self.ended = true;
+        Ok(code)
     }
 
     /// Sends a signal to the process.
@@ -337,14 +315,7 @@ impl ExecHandle {
     /// Ends the process's standard input.
     pub async fn close_stdin(&mut self) -> Result<(), Error> {
         self.stdin = None;
-        let client = self.runtime.client();
-        let request =
-            CloseIoRequest { container_id: self.id.to_string(), exec_id: self.exec_id.clone(), stdin: true };
-        let mut service = client.tasks();
-        absent(
-            call("close input of", &self.id, QUERY, service.close_io(client.request(request, QUERY))).await,
-        )?;
-        Ok(())
+        self.runtime.close_input(&self.id, &self.exec_id).await
     }
 }
 

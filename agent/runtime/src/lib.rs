@@ -24,6 +24,7 @@ mod image_files;
 mod import;
 mod lease;
 mod process;
+mod process_io;
 mod record;
 pub mod reference;
 mod shims;
