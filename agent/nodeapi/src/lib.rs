@@ -36,3 +36,7 @@ pub use response::{Cut, ResponseBody};
 pub use reviewer::{AccessReview, Caller, ReviewError, Reviewer};
 pub use serve::Routes;
 pub use server::{Connection, Limits, NodeApi, listen};
+pub use streams::{
+    Process, ProcessControl, RunningContainer, StreamBackend, StreamRefusal, Streams, TerminalSize,
+    WantedStreams,
+};

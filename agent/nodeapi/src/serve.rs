@@ -6,7 +6,7 @@ use crate::{
     query::pairs,
     response,
     routes::{Handler, Target},
-    streams,
+    streams::Streams,
 };
 use berth_sys::clock;
 use bytes::Bytes;
@@ -20,6 +20,8 @@ pub struct Routes {
     pub node: Arc<dyn NodeBackend>,
     /// The statistics.
     pub statistics: Arc<dyn Statistics>,
+    /// The streams: exec, attach, run and port-forward.
+    pub streams: Streams,
     /// The node's log directory, for `/logs/`.
     pub node_logs: PathBuf,
 }
@@ -54,7 +56,7 @@ impl Routes {
             Handler::Exec | Handler::Attach | Handler::Run | Handler::PortForward => {
                 match Target::of(handler, segments) {
                     Some(target) => {
-                        streams::serve(&self.node, (caller, connection), handler, target, request).await
+                        self.streams.serve(&self.node, (caller, connection), handler, target, request).await
                     }
                     None => response::not_found(),
                 }

@@ -1,8 +1,9 @@
-//! A reviewer and a node for tests.
+//! A reviewer, a node and streams for tests.
 
 use crate::{
-    AccessReview, Boxed, Caller, LogReader, LogRecord, LogRun, LogStart, NodeBackend, PodState, ReviewError,
-    Reviewer, Statistics, Unavailable,
+    AccessReview, Boxed, Caller, LogReader, LogRecord, LogRun, LogStart, NodeBackend, PodState, Process,
+    ReviewError, Reviewer, RunningContainer, Statistics, StreamBackend, StreamRefusal, Unavailable,
+    WantedStreams,
 };
 use berth_core::{sync::lock, time::Wall};
 use bytes::Bytes;
@@ -10,7 +11,10 @@ use std::{
     collections::{BTreeSet, VecDeque},
     sync::{Arc, Mutex},
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, watch},
+};
 
 /// A PEM text.
 pub(crate) fn pem(label: &str, der: &[u8]) -> String {
@@ -186,5 +190,35 @@ impl Statistics for FakeStatistics {
 
     fn probes(&self) -> Boxed<'_, Result<Bytes, Unavailable>> {
         answer("probes")
+    }
+}
+
+/// A node that runs no container and listens on no port.
+pub(crate) struct NoStreams;
+
+impl StreamBackend for NoStreams {
+    fn container(&self, _pod: &PodState, name: &str) -> Result<RunningContainer, StreamRefusal> {
+        Err(StreamRefusal::Failed(format!("container not found ({name:?})")))
+    }
+
+    fn exec(
+        &self,
+        _container: RunningContainer,
+        _command: Vec<String>,
+        _wanted: WantedStreams,
+    ) -> Boxed<'_, Result<Process, String>> {
+        Box::pin(async { Err("no container runs".to_owned()) })
+    }
+
+    fn attach(
+        &self,
+        _container: RunningContainer,
+        _wanted: WantedStreams,
+    ) -> Boxed<'_, Result<Process, String>> {
+        Box::pin(async { Err("no container runs".to_owned()) })
+    }
+
+    fn connect<'a>(&'a self, _pod: &'a PodState, _port: u16) -> Boxed<'a, Result<TcpStream, String>> {
+        Box::pin(async { Err("connection refused".to_owned()) })
     }
 }

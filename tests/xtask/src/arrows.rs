@@ -28,7 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-node", &["berth-core", "berth-sys"]),
     ("berth-server", &["berth-core", "berth-sys", "berth-api"]),
     // The node's API on :10250. Reviews and the node's state come by traits.
-    ("berth-nodeapi", &["berth-core", "berth-sys"]),
+    ("berth-nodeapi", &["berth-core", "berth-sys", "berth-spdy"]),
     // The CLI reads published state and, through logd's reader, container output, also while the agent is
     // down.
     (

@@ -116,7 +116,7 @@ pub(crate) async fn prepare(
 }
 
 /// Gives the OCI process a terminal with its size, and `TERM` where its environment has none.
-fn terminal(process: &mut serde_json::Value, size: Option<Size>) {
+pub(super) fn terminal(process: &mut serde_json::Value, size: Option<Size>) {
     let Some(fields) = process.as_object_mut() else { return };
     fields.insert("terminal".to_owned(), true.into());
     if let Some(size) = size {

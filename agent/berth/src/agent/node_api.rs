@@ -8,6 +8,7 @@ mod configuration;
 mod log_reader;
 mod no_statistics;
 mod reviewer;
+mod streams;
 
 use super::{local_api::LocalApi, status_manager::StatusManager};
 use anyhow::Context as _;
@@ -112,6 +113,7 @@ pub(crate) fn start(args: &NodeApiArgs, sockets: Sockets, parts: Parts) -> anyho
     let mut names = vec![name.to_string()];
     names.extend(parts.api.host.borrow().node_ips.iter().map(IpAddr::to_string));
     let configuration = configuration::configuration(args, &parts.roots);
+    let streams = Arc::new(streams::Streams { roots: parts.roots.clone(), api: parts.api.clone() });
     let node: Arc<dyn NodeBackend> = Arc::new(Backend {
         name: name.to_string(),
         roots: parts.roots,
@@ -134,7 +136,12 @@ pub(crate) fn start(args: &NodeApiArgs, sockets: Sockets, parts: Parts) -> anyho
             tls: Arc::new(tls),
             authenticator: Authenticator::new(client_ca, Some(Arc::clone(&reviewer)), args.anonymous_auth),
             authorizer: Authorizer::new(reviewer),
-            routes: Routes { node, statistics: Arc::new(NoStatistics), node_logs: NODE_LOGS.into() },
+            routes: Routes {
+                node,
+                statistics: Arc::new(NoStatistics),
+                streams: berth_nodeapi::Streams::new(streams),
+                node_logs: NODE_LOGS.into(),
+            },
             limits: Limits::default(),
         };
         tasks.push(tokio::spawn(server.run(listener, stopped)));

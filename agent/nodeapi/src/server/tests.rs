@@ -3,7 +3,8 @@
 use super::*;
 use crate::{
     LogStart, NodeBackend, PodState,
-    testing::{FakeNode, FakeReviewer, FakeStatistics, pem},
+    streams::Streams,
+    testing::{FakeNode, FakeReviewer, FakeStatistics, NoStreams, pem},
     tls::{self, ClientCa, ServingFiles},
 };
 use berth_core::{
@@ -88,6 +89,7 @@ impl World {
             ),
             authorizer: Authorizer::new(reviewer.clone()),
             routes: Routes {
+                streams: Streams::new(Arc::new(NoStreams)),
                 node: node.clone() as Arc<dyn NodeBackend>,
                 statistics: Arc::new(FakeStatistics),
                 node_logs: at("log"),
