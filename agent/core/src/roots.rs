@@ -224,6 +224,11 @@ impl Roots {
         self.runtime_state.join("dns.sock")
     }
 
+    /// The directory of the node's certificates and keys (the kubelet's `--cert-dir`).
+    pub fn pki_dir(&self) -> PathBuf {
+        self.pod_state.join("pki")
+    }
+
     /// Directory of a source's own state, such as the last good versions of its manifests.
     pub fn source_state(&self, source: &str) -> PathBuf {
         self.lasting_state.join(source)

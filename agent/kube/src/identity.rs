@@ -10,6 +10,7 @@ mod certificate;
 mod exec;
 mod kubeconfig;
 mod tls;
+mod write;
 
 pub use certificate::Certificate;
 pub use exec::DEADLINE as PLUGIN_DEADLINE;
@@ -77,6 +78,8 @@ pub struct Identity {
     pub(crate) bearer: Option<HeaderValue>,
     /// Digest of everything on which a connection depends.
     connection: [u8; 32],
+    /// Whether there are credentials to connect with.
+    usable: bool,
     /// The files that were read, each with its stamp.
     files: Vec<(PathBuf, Stamp)>,
     /// A plugin's credentials, with the plugin that made them.
@@ -308,6 +311,7 @@ impl Source {
             tls,
             bearer,
             connection: digest.finalize().into(),
+            usable: true,
             files: read.files,
             made,
         })
@@ -315,6 +319,27 @@ impl Source {
 }
 
 impl Identity {
+    /// An identity without credentials, as long as the kubeconfig does not change. `of` has the server, as far as it is
+    /// known already.
+    pub(crate) fn awaited(source: &Source, of: &Identity) -> Identity {
+        Identity {
+            certificate: None,
+            certificate_from: String::new(),
+            tls: None,
+            bearer: None,
+            connection: [0; 32],
+            usable: false,
+            files: vec![(source.kubeconfig.clone(), Stamp::of(&source.kubeconfig))],
+            made: None,
+            ..of.clone()
+        }
+    }
+
+    /// Whether there are credentials to connect with.
+    pub fn is_usable(&self) -> bool {
+        self.usable
+    }
+
     /// Whether a file has changed since it was read, or a plugin's credentials expire soon. Reads only the
     /// files' metadata.
     pub fn is_stale(&self) -> bool {

@@ -12,6 +12,7 @@
 //! - The identity's files are checked every ten seconds, before each dial, and when the server refuses the
 //!   identity (401). If certificate or server have changed, all connections are cut. Watches continue from
 //!   their last version.
+//! - A node that has no identity yet has a pool that waits for one: nothing is dialled until its kubeconfig can be used.
 //!
 //! Tasks: one that checks the identity, one for each dial, one for each connection. They end with the pool.
 //! Invariant: no connection outlives its identity.
@@ -147,15 +148,27 @@ impl Pool {
     /// # Errors
     /// The identity cannot be read.
     pub async fn new(source: Source) -> Result<Pool, Error> {
-        let identity = Arc::new(source.load(None).await?);
+        let identity = source.load(None).await?;
+        Ok(Pool::with(source, identity, None))
+    }
+
+    /// A pool whose kubeconfig is missing or cannot be used yet. Requests wait and fail for this reason until the
+    /// kubeconfig has changed to one that can be used. `bootstrap` is the identity by which the node gets its own; the
+    /// server is taken from it until then.
+    pub fn waiting(source: Source, bootstrap: &Identity, reason: &str) -> Pool {
+        let identity = Identity::awaited(&source, bootstrap);
+        Pool::with(source, identity, Some(reason.to_owned()))
+    }
+
+    fn with(source: Source, identity: Identity, problem: Option<String>) -> Pool {
         let state = State {
-            identity,
+            identity: Arc::new(identity),
             requests: Set::default(),
             watches: Set::default(),
             draining: Vec::new(),
             http1: false,
             dial_problem: None,
-            identity_problem: None,
+            identity_problem: problem,
             last_contact: None,
             failed_leases: 0,
             lease_renewed: None,
@@ -178,7 +191,7 @@ impl Pool {
             }
         });
         *lock(&shared.looking) = Some(looking.abort_handle());
-        Ok(Pool(shared))
+        Pool(shared)
     }
 
     /// Checks the identity's files now, and loads the identity if they have changed.
@@ -218,6 +231,20 @@ impl Pool {
     /// The identity of new connections.
     pub fn identity(&self) -> Arc<Identity> {
         Arc::clone(&lock(&self.0.state).identity)
+    }
+
+    /// Waits until there are credentials to connect with.
+    pub async fn identified(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            // No change is missed from here on.
+            changed.as_mut().enable();
+            if self.identity().is_usable() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// The pool's present state.
@@ -298,6 +325,9 @@ impl Shared {
         let mut state = lock(&shared.state);
         state.sort_out();
         let (http1, identity) = (state.http1, Arc::clone(&state.identity));
+        if !identity.is_usable() {
+            return None;
+        }
         let set = state.set(traffic);
         if let Some(connection) = set.open.iter().find(|c| c.reserve(spare(traffic, c))) {
             let connection = Arc::clone(connection);

@@ -1,20 +1,32 @@
-//! Validity and common name of a certificate (RFC 5280 4.1). Pure.
+//! Validity, subject, names and key of a certificate (RFC 5280 4.1, 4.2.1.6). Pure.
 //!
-//! TLS checks the server's certificate. The agent's own certificate is read only to explain why the API
-//! server refuses it, so a certificate that cannot be read here is no error.
+//! TLS checks the server's certificate. The agent's own certificates are read to explain why the API server refuses
+//! one, and to know when and for what a new one is needed.
 
-use berth_core::der::{SEQUENCE, attributes, element, of_tag};
+use berth_core::der::{OBJECT_ID, SEQUENCE, attributes, element, of_tag};
 use jiff::{Timestamp, civil::date, tz::TimeZone};
+use sha2::{Digest, Sha256};
+use std::net::IpAddr;
 
 /// The object identifier 2.5.4.3, common name.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 
+/// The object identifier 2.5.29.17, alternative names of the subject.
+const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
+
+const BOOLEAN: u8 = 0x01;
+const OCTET_STRING: u8 = 0x04;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 /// The explicit tag of the version.
 const VERSION: u8 = 0xa0;
+/// The explicit tag of the extensions.
+const EXTENSIONS: u8 = 0xa3;
+/// Tags of the alternative names that a node has.
+const DNS_NAME: u8 = 0x82;
+const ADDRESS: u8 = 0x87;
 
-/// Validity and subject of a certificate.
+/// Validity, subject, names and key of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// Valid from this time on.
@@ -23,6 +35,12 @@ pub struct Certificate {
     pub not_after: Timestamp,
     /// Common name of the subject, such as `system:node:a`; empty where there is none.
     pub common_name: String,
+    /// The DNS names that the certificate is for.
+    pub dns_names: Vec<String>,
+    /// The addresses that the certificate is for.
+    pub addresses: Vec<IpAddr>,
+    /// SHA-256 of the public key's information (SPKI), the form in which kubeadm pins a CA.
+    pub key_digest: [u8; 32],
 }
 
 impl Certificate {
@@ -40,8 +58,18 @@ impl Certificate {
         let not_before = time(tag, not_before)?;
         let (tag, not_after, _) = element(validity)?;
         let not_after = time(tag, not_after)?;
-        let (subject, _) = of_tag(rest, SEQUENCE)?;
-        Some(Certificate { not_before, not_after, common_name: common_name(subject).unwrap_or_default() })
+        let (subject, rest) = of_tag(rest, SEQUENCE)?;
+        let (_, after) = of_tag(rest, SEQUENCE)?;
+        let key = rest.get(..rest.len() - after.len())?;
+        let (dns_names, addresses) = alternative_names(after).unwrap_or_default();
+        Some(Certificate {
+            not_before,
+            not_after,
+            common_name: common_name(subject).unwrap_or_default(),
+            dns_names,
+            addresses,
+            key_digest: Sha256::digest(key).into(),
+        })
     }
 
     /// The reason why the certificate is not valid at this time; `None` if it is valid.
@@ -96,6 +124,49 @@ fn common_name(name: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect())
 }
 
+/// The DNS names and addresses in what follows the key: two optional identifiers and the extensions.
+fn alternative_names(mut rest: &[u8]) -> Option<(Vec<String>, Vec<IpAddr>)> {
+    let mut extensions = loop {
+        let (tag, content, after) = element(rest)?;
+        if tag == EXTENSIONS {
+            break of_tag(content, SEQUENCE)?.0;
+        }
+        rest = after;
+    };
+    while let Some((extension, after)) = of_tag(extensions, SEQUENCE) {
+        let (id, value) = of_tag(extension, OBJECT_ID)?;
+        let value = of_tag(value, BOOLEAN).map_or(value, |(_, value)| value);
+        if id == ALTERNATIVE_NAMES {
+            let (octets, _) = of_tag(value, OCTET_STRING)?;
+            return names(of_tag(octets, SEQUENCE)?.0);
+        }
+        extensions = after;
+    }
+    None
+}
+
+/// The DNS names and addresses of a list of names; names of other kinds are left out.
+fn names(mut list: &[u8]) -> Option<(Vec<String>, Vec<IpAddr>)> {
+    let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
+    while !list.is_empty() {
+        let (tag, content, after) = element(list)?;
+        match tag {
+            DNS_NAME => {
+                dns_names.push(String::from_utf8_lossy(content).chars().filter(|c| !c.is_control()).collect())
+            }
+            ADDRESS => addresses.extend(address(content)),
+            _ => {}
+        }
+        list = after;
+    }
+    Some((dns_names, addresses))
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,7 +174,8 @@ mod tests {
 
     /// Common name `system:node:a`, valid in 2025.
     fn der() -> Vec<u8> {
-        let mut parameters = rcgen::CertificateParams::default();
+        let names = ["a".to_owned(), "192.0.2.1".to_owned(), "2001:db8::1".to_owned()];
+        let mut parameters = rcgen::CertificateParams::new(names).unwrap();
         parameters.not_before = rcgen::date_time_ymd(2025, 1, 2);
         parameters.not_after = rcgen::date_time_ymd(2025, 12, 31);
         parameters.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
@@ -116,6 +188,11 @@ mod tests {
     fn a_certificate_tells_its_time_and_its_subject() {
         let certificate = Certificate::read(&der()).unwrap();
         assert_eq!(certificate.common_name, "system:node:a");
+        assert_eq!(certificate.dns_names, ["a"]);
+        assert_eq!(
+            certificate.addresses,
+            ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse::<IpAddr>().unwrap())
+        );
         assert_eq!(certificate.not_before.to_string(), "2025-01-02T00:00:00Z");
         assert_eq!(certificate.not_after.to_string(), "2025-12-31T00:00:00Z");
         let at = |text: &str| certificate.invalid_at(text.parse().unwrap());
