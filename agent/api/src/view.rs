@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, path::PathBuf};
 
 mod control_plane;
-pub use control_plane::{ControlPlaneView, SetBehind, UnpublishedPod, UnreadObject};
+pub use control_plane::{
+    CertificateView, ControlPlaneView, RequestView, SetBehind, UnpublishedPod, UnreadObject,
+};
 
 /// A pod's state by its worker's last report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 
 mod api_error;
 pub(crate) mod args;
+mod certificates;
 mod cluster;
 mod cluster_dns;
 mod exec_session;
@@ -19,6 +20,7 @@ mod status_manager;
 
 use self::{
     args::{AgentArgs, masquerade, node_info, service_options},
+    certificates::ServingTls,
     cluster::ControlPlane,
     cluster_dns::ClusterDns,
     local_api::LocalApi,
@@ -164,8 +166,11 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     };
     let service_options = service_options(&args, node::memory());
     let cache = berth_server::WatchCache::default();
+    let serving_tls = ServingTls::open(&args, &roots, &node.borrow().ips)?;
     let control_plane = match &args.kubeconfig {
-        Some(kubeconfig) => Some(ControlPlane::open(kubeconfig.clone(), &roots).await?),
+        Some(kubeconfig) => {
+            Some(ControlPlane::open(kubeconfig.clone(), &roots, &args, serving_tls.clone()).await?)
+        }
         None => None,
     };
     let dirs = (args.manifests.clone(), args.static_pods.clone());

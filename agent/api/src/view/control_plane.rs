@@ -39,6 +39,39 @@ pub struct ControlPlaneView {
     /// Pods whose status the API server did not take yet.
     #[serde(default)]
     pub unpublished: Vec<UnpublishedPod>,
+    /// The node's own certificates.
+    #[serde(default)]
+    pub certificates: Vec<CertificateView>,
+}
+
+/// A certificate of the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// `client` or `serving`.
+    pub purpose: String,
+    /// End of the present certificate; `None` if there is none.
+    #[serde(default)]
+    pub not_after: Option<Wall>,
+    /// The CertificateSigningRequest that is not answered yet.
+    #[serde(default)]
+    pub request: Option<RequestView>,
+    /// Why the last try to renew the certificate failed.
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
+/// A CertificateSigningRequest without a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestView {
+    /// Name of the object.
+    pub name: String,
+    /// Time since which the agent waits.
+    pub since: Wall,
+    /// Whether the request is approved, and only the signer is awaited.
+    pub approved: bool,
+    /// Why somebody denied the request.
+    #[serde(default)]
+    pub denied: Option<String>,
 }
 
 /// A set of objects that may be behind the API server's.

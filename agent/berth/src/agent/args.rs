@@ -8,7 +8,7 @@ use super::{
 use berth_core::{model::NodeInfo, roots::Roots};
 use berth_executor::recursive_read_only;
 use berth_network::MasqueradeConfig;
-use clap::Args;
+use clap::{ArgAction, Args};
 use std::{net::IpAddr, path::PathBuf};
 
 /// Options of `berth agent`.
@@ -20,6 +20,26 @@ pub(crate) struct AgentArgs {
     /// Run the pods of a control plane, as the node of this kubeconfig. Static pods may run beside them.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["standalone", "manifests", "serve_dns"])]
     pub(super) kubeconfig: Option<PathBuf>,
+    /// A kubeconfig with a bootstrap token. Where the file of --kubeconfig is missing or its certificate
+    /// has ended, the node asks for a certificate with this one and writes that file.
+    #[arg(long, value_name = "FILE", requires = "kubeconfig", conflicts_with = "standalone")]
+    pub(super) bootstrap_kubeconfig: Option<PathBuf>,
+    /// Renew the client certificate before its end (`rotateCertificates`), where the file of --kubeconfig
+    /// points to the node's own certificate. Others are left to their owner.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
+          default_missing_value = "true", require_equals = true)]
+    pub(super) rotate_certificates: bool,
+    /// Let the cluster sign the certificate of the node's own API (`serverTLSBootstrap`). Somebody has to
+    /// approve each request: `kubectl certificate approve`.
+    #[arg(long, requires = "kubeconfig", conflicts_with_all = ["standalone", "tls_cert_file"])]
+    pub(super) rotate_server_certificates: bool,
+    /// The certificate of the node's own API (`tlsCertFile`), read again when it changes. Without this and
+    /// the option before, the node signs one itself.
+    #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
+    pub(super) tls_cert_file: Option<PathBuf>,
+    /// The key of --tls-cert-file (`tlsPrivateKeyFile`).
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    pub(super) tls_private_key_file: Option<PathBuf>,
     /// Run the pods of this directory of manifests.
     #[arg(long, value_name = "DIR")]
     pub(super) manifests: Option<PathBuf>,

@@ -10,6 +10,8 @@ mod pace;
 mod runtime_state;
 
 use super::{
+    args::AgentArgs,
+    certificates::{self, CertificatesHealth, ServingTls},
     local_api::LocalApi,
     node::{ApiNode, LabelsAndTaints, NodeWatch},
     sources::Latest,
@@ -17,7 +19,9 @@ use super::{
 };
 use anyhow::Context as _;
 use berth_cluster::{
-    ApiPods, ClusterSource, Task, foreign_certificate,
+    ApiPods, ClusterSource, Task,
+    certificates::{ClientCertificate, Serving},
+    foreign_certificate,
     publish::{
         RateLimit,
         events::{self, Events},
@@ -27,7 +31,7 @@ use berth_cluster::{
     },
 };
 use berth_core::{ids::BootId, model::NoExecuteTaint, roots::Roots};
-use berth_kube::{identity::Source, pool::Pool};
+use berth_kube::{certs::Store, pool::Pool};
 use berth_source::{
     Snapshot, Source as _,
     node::{NodeReport, Registration},
@@ -52,6 +56,9 @@ pub(crate) struct ControlPlane {
     unpublished: Unpublished,
     node: NewestNode,
     events: Events,
+    client: ClientCertificate,
+    serving: ServingTls,
+    serving_store: Store,
 }
 
 /// The parts of the agent on which the node's reports are made.
@@ -70,14 +77,23 @@ pub(crate) struct Facts {
 pub(crate) struct Publishing {
     _source: ClusterSource,
     _node: NodeTasks,
-    _tasks: [Task; 6],
+    _tasks: [Task; 7],
+    _serving: Option<Task>,
 }
 
 impl ControlPlane {
-    /// Reads the kubeconfig and starts the source. An API server that does not answer is no error: the source waits.
-    pub(crate) async fn open(kubeconfig: PathBuf, roots: &Roots) -> anyhow::Result<ControlPlane> {
-        let source = Source { kubeconfig, context: None };
-        let pool = Pool::new(source).await.context("open the connection to the control plane")?;
+    /// Reads the kubeconfig and starts the source. An API server that does not answer is no error: the source waits,
+    /// also for a node that has to bootstrap.
+    pub(crate) async fn open(
+        kubeconfig: PathBuf,
+        roots: &Roots,
+        args: &AgentArgs,
+        serving: ServingTls,
+    ) -> anyhow::Result<ControlPlane> {
+        let pool =
+            berth_cluster::certificates::open(kubeconfig.clone(), args.bootstrap_kubeconfig.as_deref());
+        let pool = pool.await.context("open the connection to the control plane")?;
+        let client = certificates::client(kubeconfig, args, roots);
         let api = ApiPods::default();
         let source = ClusterSource::start(&pool, &roots.node_name, api.clone(), roots.cluster_inputs_dir());
         let events = Events::new(roots.node_name.clone(), api.clone());
@@ -85,7 +101,8 @@ impl ControlPlane {
             tracing::warn!("{problem}");
         }
         let (unpublished, node) = (Unpublished::default(), NewestNode::default());
-        Ok(ControlPlane { pool, api, source, unpublished, node, events })
+        let serving_store = Store::server(&roots.pki_dir());
+        Ok(ControlPlane { pool, api, source, unpublished, node, events, client, serving, serving_store })
     }
 
     /// The connections.
@@ -111,6 +128,7 @@ impl ControlPlane {
             api: self.api.clone(),
             unpublished: self.unpublished.clone(),
             node: self.node.clone(),
+            certificates: CertificatesHealth::new(self.client.health.clone(), self.serving.clone()),
         }
     }
 
@@ -124,6 +142,16 @@ impl ControlPlane {
             labels: info.labels.clone(),
             taints: Vec::new(),
             provider_id: None,
+        };
+        // First, because a node that has to bootstrap can do nothing else before.
+        let client = Task::spawn(self.client.run(self.pool.clone()));
+        let serving = match self.serving {
+            ServingTls::Signed(presented, health) => {
+                let node = facts.node.clone();
+                let serving = Serving { store: self.serving_store, node, presented, health };
+                Some(Task::spawn(serving.run(self.pool.clone())))
+            }
+            ServingTls::Files(_) | ServingTls::Own(_) => None,
         };
         let (reports, newest) = watch::channel(None);
         let node = node::start(self.pool.clone(), registration, self.node, newest, self.events.clone());
@@ -141,8 +169,8 @@ impl ControlPlane {
         let pods = pods::start(self.pool, limit, self.api, Arc::clone(&facts.status), self.unpublished);
         let following = Task::spawn(follow_node_object(node.newest(), facts.node_object.clone()));
         let observing = Task::spawn(observe(facts, reports));
-        let tasks = [lease, pods, sending, mirrors, following, observing];
-        Publishing { _source: self.source, _node: node, _tasks: tasks }
+        let tasks = [client, lease, pods, sending, mirrors, following, observing];
+        Publishing { _source: self.source, _node: node, _tasks: tasks, _serving: serving }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The control plane on the page of `berth status`.
 
 use crate::time;
-use berth_api::view::{ControlPlaneView, SetBehind, UnpublishedPod, UnreadObject};
+use berth_api::view::{
+    CertificateView, ControlPlaneView, RequestView, SetBehind, UnpublishedPod, UnreadObject,
+};
 use berth_core::time::Wall;
 use serde_json::{Value, json};
 
@@ -49,7 +51,43 @@ pub(super) fn problems(server: &ControlPlaneView) -> Vec<String> {
     problems.extend(server.unpublished.iter().map(|UnpublishedPod { pod, since, reason }| {
         format!("cannot publish the status of pod {pod} since {}: {reason}", time::stamp(*since))
     }));
+    problems.extend(server.certificates.iter().flat_map(certificate_problems));
     problems
+}
+
+/// The line of the certificates: when each ends. Empty without a certificate.
+pub(super) fn certificates(server: &ControlPlaneView, now: Wall) -> String {
+    let ends = server.certificates.iter().filter_map(|CertificateView { purpose, not_after, .. }| {
+        let end = (*not_after)?;
+        let left = time::age(Some(now), end);
+        Some(match end > now {
+            true => format!("{purpose} ends in {left}, at {}", time::stamp(end)),
+            false => format!("{purpose} ended at {}", time::stamp(end)),
+        })
+    });
+    ends.collect::<Vec<_>>().join("; ")
+}
+
+/// What a certificate waits for, and why there is no newer one.
+fn certificate_problems(certificate: &CertificateView) -> Vec<String> {
+    let CertificateView { purpose, request, problem, .. } = certificate;
+    let pending = request.as_ref().map(|RequestView { name, since, approved, denied }| {
+        let since = time::stamp(*since);
+        match (denied, approved) {
+            (Some(why), _) => format!(
+                "the request for a {purpose} certificate was denied ({why}): kubectl delete csr {name} lets \
+                 the node ask again"
+            ),
+            (None, true) => {
+                format!("CSR {name} ({purpose}) is approved and waits for its signer since {since}")
+            }
+            (None, false) => {
+                format!("CSR {name} ({purpose}) waits since {since}: kubectl certificate approve {name}")
+            }
+        }
+    });
+    let failed = problem.iter().map(|why| format!("cannot renew the {purpose} certificate: {why}"));
+    pending.into_iter().chain(failed).collect()
 }
 
 /// The same as JSON.
@@ -66,6 +104,22 @@ pub(super) fn json(server: &ControlPlaneView) -> Value {
             "namespace": pod.namespace, "name": pod.name, "since": time::stamp(*since), "reason": reason,
         })
     });
+    let certificates = server.certificates.iter().map(|certificate| {
+        let request = certificate.request.as_ref().map(|request| {
+            json!({
+                "name": request.name,
+                "since": time::stamp(request.since),
+                "approved": request.approved,
+                "denied": request.denied,
+            })
+        });
+        json!({
+            "purpose": certificate.purpose,
+            "notAfter": certificate.not_after.map(time::stamp),
+            "request": request,
+            "problem": certificate.problem,
+        })
+    });
     json!({
         "server": server.server,
         "identity": server.identity,
@@ -79,6 +133,7 @@ pub(super) fn json(server: &ControlPlaneView) -> Value {
         "behind": behind.collect::<Vec<_>>(),
         "unread": unread.collect::<Vec<_>>(),
         "unpublished": unpublished.collect::<Vec<_>>(),
+        "certificates": certificates.collect::<Vec<_>>(),
     })
 }
 
@@ -114,6 +169,49 @@ mod tests {
         assert_eq!(
             line(&new, now),
             "https://192.0.2.1:6443, no contact yet; 0 connections; 0 pods, not listed"
+        );
+    }
+
+    #[test]
+    fn certificates_have_their_end_and_what_they_wait_for() {
+        let request = |approved, denied: Option<&str>| {
+            let denied = denied.map(str::to_owned);
+            Some(RequestView { name: "node-csr-x".to_owned(), since: Wall(0), approved, denied })
+        };
+        let of = |purpose: &str, not_after, request| CertificateView {
+            purpose: purpose.to_owned(),
+            not_after,
+            request,
+            problem: None,
+        };
+        let day = 86_400_000_000_000;
+        let certificates =
+            vec![of("client", Some(Wall(89 * day)), None), of("serving", None, request(false, None))];
+        let waiting = ControlPlaneView { certificates, ..view() };
+        assert_eq!(super::certificates(&waiting, Wall(0)), "client ends in 89d, at 1970-03-31T00:00:00Z");
+        assert_eq!(
+            problems(&waiting),
+            [
+                "CSR node-csr-x (serving) waits since 1970-01-01T00:00:00Z: kubectl certificate approve node-csr-x"
+            ]
+        );
+        assert_eq!(json(&waiting)["certificates"][1]["request"]["name"], "node-csr-x");
+        let failed = CertificateView { problem: Some("no".to_owned()), ..of("client", Some(Wall(0)), None) };
+        let certificates = vec![
+            of("client", None, request(true, None)),
+            of("client", None, request(false, Some("No: no"))),
+            failed,
+        ];
+        let others = ControlPlaneView { certificates, ..view() };
+        assert_eq!(super::certificates(&others, Wall(day)), "client ended at 1970-01-01T00:00:00Z");
+        assert_eq!(
+            problems(&others),
+            [
+                "CSR node-csr-x (client) is approved and waits for its signer since 1970-01-01T00:00:00Z",
+                "the request for a client certificate was denied (No: no): kubectl delete csr node-csr-x lets \
+                 the node ask again",
+                "cannot renew the client certificate: no",
+            ]
         );
     }
 

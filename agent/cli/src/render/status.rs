@@ -130,6 +130,10 @@ impl Page<'_> {
         }
         if let Some(server) = node.control_plane.as_ref().filter(|_| self.state.offline.is_none()) {
             line("Cluster", control_plane::line(server, now));
+            let certificates = control_plane::certificates(server, now);
+            if !certificates.is_empty() {
+                line("TLS", certificates);
+            }
         }
         for source in &node.sources {
             let listed = if source.listed { "" } else { ", not listed" };

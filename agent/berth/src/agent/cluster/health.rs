@@ -1,5 +1,6 @@
 //! The control plane on the status page.
 
+use crate::agent::certificates::CertificatesHealth;
 use berth_api::view::{ControlPlaneView, SetBehind, UnpublishedPod, UnreadObject};
 use berth_cluster::{
     ApiPods, SourceHealth,
@@ -21,6 +22,7 @@ pub(crate) struct ControlPlaneHealth {
     pub(super) api: ApiPods,
     pub(super) unpublished: Unpublished,
     pub(super) node: NewestNode,
+    pub(super) certificates: CertificatesHealth,
 }
 
 impl ControlPlaneHealth {
@@ -28,6 +30,7 @@ impl ControlPlaneHealth {
     pub(crate) fn view(&self, listed: bool) -> ControlPlaneView {
         let View { server, common_name, connections, last_contact, lease_renewed, problem, .. } =
             self.pool.view();
+        let client_ends = self.pool.identity().certificate.as_ref().map(|c| c.not_after);
         let behind = |(resource, health)| match health {
             Health::Ok { .. } => None,
             Health::Behind { since, why, .. } => {
@@ -53,6 +56,7 @@ impl ControlPlaneHealth {
             behind: self.source.sets().filter_map(behind).collect(),
             unread: unread.collect(),
             unpublished: self.unpublished.all().into_iter().map(unpublished).collect(),
+            certificates: self.certificates.view(client_ends),
         }
     }
 }
