@@ -6,6 +6,7 @@
 
 mod audit;
 mod berth;
+mod bootstrap;
 mod containerd;
 mod control_plane;
 mod disturb;
@@ -75,6 +76,9 @@ pub(crate) struct Options {
     /// Which requests the API server logs.
     #[arg(skip)]
     pub(crate) audit: Audit,
+    /// Let the node `berth` join by nothing but a bootstrap token.
+    #[arg(long)]
+    pub(crate) bootstrap: bool,
     /// Keep what a failure leaves, for inspection.
     #[arg(long)]
     pub(crate) keep: bool,
@@ -171,13 +175,15 @@ fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
     control_plane::start(&world, place, bin, options)?;
     let kubectl = Kubectl::new(place, bin);
     kubectl.apply(&place.write("manifests/proxier.yaml", include_str!("cluster/proxier.yaml"))?)?;
+    bootstrap::make(place, &kubectl)?;
     let dns = place.write("manifests/coredns.yaml", include_str!("cluster/coredns.yaml"))?;
     let daemon = match options.node {
         Node::None => None,
         Node::Kubelet => Some(kubelet::start(&world, place, bin).map(|()| "kubelet")?),
         Node::Berth => {
             let build = if options.release { Build::Release } else { Build::Plain };
-            Some(berth::start(&world, place, bin, build).map(|()| berth::DAEMON)?)
+            let how = if options.bootstrap { berth::Join::Token } else { berth::Join::Kubeconfig };
+            Some(berth::start(&world, place, bin, build, how).map(|()| berth::DAEMON)?)
         }
     };
     if let Some(daemon) = daemon {

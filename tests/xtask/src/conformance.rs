@@ -48,6 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let bin = peers::get(&["e2e.test", "agnhost"])?;
     let dir = tools::cache()?.join("conformance");
     let options = Options {
+        bootstrap: false,
         node: args.node,
         etcd: Etcd::New,
         goaway_chance: 0.0,

@@ -62,6 +62,7 @@ pub(super) fn run(amount: &Amount) -> Result<Vec<Figure>> {
         etcd: Etcd::New,
         goaway_chance: 0.0,
         audit: Audit::OfNodes,
+        bootstrap: false,
         keep: false,
         release: true,
     };

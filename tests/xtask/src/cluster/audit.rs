@@ -71,6 +71,11 @@ impl Asked {
         matches!(self.resource.as_str(), "leases" | "nodes" | "nodes/status")
     }
 
+    /// Whether the request is about a certificate of the node.
+    pub(crate) fn is_of_a_certificate(&self) -> bool {
+        self.resource.starts_with("certificatesigningrequests")
+    }
+
     /// Whether the request changes an object.
     pub(crate) fn is_write(&self) -> bool {
         !matches!(self.verb.as_str(), "get" | "list" | "watch")

@@ -12,7 +12,11 @@ use berth_harness::{
     tools::{self, Build},
 };
 use serde_json::json;
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 /// Programs of the node that the peers have.
 pub(super) const PROGRAMS: [&str; 1] = ["coredns"];
@@ -20,11 +24,25 @@ pub(super) const PROGRAMS: [&str; 1] = ["coredns"];
 /// Name of the daemon that this node has in the place of the kubelet and kube-proxy.
 pub(super) const DAEMON: &str = "berth";
 
+/// How the node is known to the API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Join {
+    /// By a kubeconfig with a certificate.
+    Kubeconfig,
+    /// By a bootstrap token, with which it gets certificates.
+    Token,
+}
+
+/// The kubeconfig that the node writes when it bootstraps.
+pub(super) fn written_kubeconfig(place: &Place) -> PathBuf {
+    place.dir.join("node/kubelet.conf")
+}
+
 /// Starts the node. The agent registers it.
 ///
 /// # Errors
 /// A program is missing, is not built or does not start.
-pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build) -> Result<()> {
+pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build, how: Join) -> Result<()> {
     let programs = out::timed("build berth", || tools::programs(build))?;
     out::timed("start containerd and import the images", || {
         let plugins = place.dir.join("cni-bin");
@@ -42,7 +60,10 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build) -> R
     out::timed("start the agent", || {
         place.write("resolv.conf", "")?;
         let roots = place.write("roots.json", &serde_json::to_string_pretty(&roots(place)?)?)?;
-        let kubeconfig = place.kubeconfig("node");
+        let kubeconfig = match how {
+            Join::Kubeconfig => place.kubeconfig("node"),
+            Join::Token => written_kubeconfig(place),
+        };
         let static_pods = place.dir.join("static-pods");
         fs::create_dir_all(&static_pods).with_context(|| format!("cannot make {}", static_pods.display()))?;
         let mut args = vec!["--roots".to_owned(), roots.display().to_string(), "agent".to_owned()];
@@ -63,6 +84,10 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build) -> R
             ("runc", tools::find("runc")?.display().to_string()),
         ];
         args.push("--masquerade".to_owned());
+        if how == Join::Token {
+            args.push(format!("--bootstrap-kubeconfig={}", place.kubeconfig("bootstrap").display()));
+            args.push("--rotate-server-certificates".to_owned());
+        }
         args.extend(options.map(|(name, value)| format!("--{name}={value}")));
         world.spawn(DAEMON, &programs.join("berth"), &args)
     })

@@ -42,6 +42,9 @@ pub(super) const DAEMONS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controlle
 /// The API server's flag for [`Options::goaway_chance`].
 pub(super) const GOAWAY: &str = "goaway-chance";
 
+/// The controllers' flag for the life of the certificates that they sign.
+pub(super) const SIGNING: &str = "cluster-signing-duration";
+
 /// Starts the control plane and waits until the API server is ready.
 ///
 /// # Errors
@@ -138,6 +141,7 @@ fn controller_manager_args(place: &Place) -> Vec<String> {
         ("root-ca-file", pki("ca.crt")),
         ("cluster-signing-cert-file", pki("ca.crt")),
         ("cluster-signing-key-file", pki("ca.key")),
+        (SIGNING, "8760h".into()),
         ("allocate-node-cidrs", "true".into()),
         ("cluster-cidr", PODS.into()),
         ("service-cluster-ip-range", SERVICES.into()),

@@ -4,7 +4,7 @@ use super::{
     Cluster,
     audit::{AUDIT, Asked, AuditLog},
     berth,
-    control_plane::GOAWAY,
+    control_plane::{GOAWAY, SIGNING},
     fault_proxy::FaultProxy,
     look::Look,
 };
@@ -14,6 +14,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
+    path::PathBuf,
     process::Child,
     time::Duration,
 };
@@ -102,6 +103,33 @@ impl Cluster {
     /// It does not start.
     pub(crate) fn start_api_server_with_goaway(&self, chance: f64) -> Result<()> {
         self.world.start_with(API_SERVER, GOAWAY, &chance.to_string())
+    }
+
+    /// Starts the controllers, which do not run, with another life of the certificates that they sign.
+    ///
+    /// # Errors
+    /// They do not start.
+    pub(crate) fn start_controllers_with_signing_duration(&self, life: &str) -> Result<()> {
+        self.world.start_with("kube-controller-manager", SIGNING, life)
+    }
+
+    /// What `berth status` says of the node, as JSON.
+    ///
+    /// # Errors
+    /// There is no program or no agent. A node with problems is no error.
+    pub(crate) fn agent_status(&self) -> Result<String> {
+        let berth = self.place.dir.join("processes/berth.command");
+        let text = fs::read_to_string(&berth).with_context(|| format!("cannot read {}", berth.display()))?;
+        let words: Vec<String> = serde_json::from_str(&text).context("cannot read the agent's command")?;
+        let mut command = self.world.enter()?;
+        command.args(words.iter().take_while(|word| *word != "agent")).args(["status", "-o", "json"]);
+        let out = command.output().context("cannot run berth status")?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// The kubeconfig that a node writes when it bootstraps.
+    pub(crate) fn node_kubeconfig(&self) -> PathBuf {
+        berth::written_kubeconfig(&self.place)
     }
 
     /// Waits until the API server answers.

@@ -40,7 +40,7 @@ impl Cluster {
             }
             Node::Berth => {
                 let bin = peers::get(&berth::PROGRAMS)?;
-                berth::start(&world, &place, &bin, build).map(|()| berth::DAEMON)?
+                berth::start(&world, &place, &bin, build, berth::Join::Kubeconfig).map(|()| berth::DAEMON)?
             }
         };
         out::timed(&format!("wait until {name} is Ready"), || {

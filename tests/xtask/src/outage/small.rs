@@ -1,7 +1,9 @@
-//! The suite `cluster`: one Deployment, one Service and one outage on a real control plane.
+//! The suite `cluster`: a node that joined by a bootstrap token, one Deployment, one Service, one outage and two
+//! rotations of its certificate on a real control plane.
 
 use super::{
     load::{STEADY, deployment},
+    rotation,
     verdict::Verdict,
 };
 use crate::{
@@ -33,6 +35,7 @@ pub(crate) fn suite(tally: &mut Tally) -> Result<()> {
         etcd: Etcd::New,
         goaway_chance: 0.0,
         audit: Audit::OfNodes,
+        bootstrap: true,
         keep: false,
         release: false,
     };
@@ -59,7 +62,10 @@ fn steps(cluster: &Cluster, tally: &mut Tally) {
         passed
     };
     let mut state = None;
-    let _all_passed = step("a_deployment_of_three_gets_ready", &mut || rolled_out(cluster))
+    let certificate = "a_serving_certificate_waits_for_its_approval";
+    let rotation = "certificates_rotate_and_nothing_is_listed";
+    let _all_passed = step(certificate, &mut || rotation::serving_certificate(cluster))
+        && step("a_deployment_of_three_gets_ready", &mut || rolled_out(cluster))
         && step("its_service_answers_by_cluster_ip_and_from_outside", &mut || answers(cluster))
         && step("nothing_is_asked_where_nothing_changes", &mut || {
             let mut log = cluster.audit()?;
@@ -71,7 +77,8 @@ fn steps(cluster: &Cluster, tally: &mut Tally) {
         && step("an_outage_changes_nothing", &mut || {
             let (before, log) = state.as_mut().context("there was no look before")?;
             after(cluster, before, log)
-        });
+        })
+        && step(rotation, &mut || rotation::client_certificates(cluster));
 }
 
 fn rolled_out(cluster: &Cluster) -> Result<()> {

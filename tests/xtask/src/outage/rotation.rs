@@ -1,0 +1,89 @@
+//! The suite `cluster`: the certificates of a node that joined by a bootstrap token.
+
+use super::{load::STEADY, verdict::Verdict};
+use crate::cluster::{AGENT, Cluster};
+use anyhow::{Context, Result, ensure};
+use berth_harness::wait::{self, PATIENCE};
+use std::{fs, path::PathBuf};
+
+/// Life of the client certificates while they rotate. The agent renews one after 14 to 18 seconds.
+const LIFE: &str = "20s";
+
+/// Client certificates that the node gets by rotation.
+const ROTATIONS: usize = 2;
+
+/// The controllers, which sign certificates.
+const CONTROLLERS: &str = "kube-controller-manager";
+
+/// The node waits with its serving certificate for a person, says so, and has one once a person has approved
+/// it.
+pub(super) fn serving_certificate(cluster: &Cluster) -> Result<()> {
+    let waiting = "the request for the serving certificate waits";
+    let name = wait::some(waiting, PATIENCE, || {
+        let text = cluster.agent_status().ok()?;
+        let status: serde_json::Value = serde_json::from_str(&text).ok()?;
+        let all = status["controlPlane"]["certificates"].as_array()?.clone();
+        let serving = all.into_iter().find(|certificate| certificate["purpose"] == "serving")?;
+        serving["request"]["name"].as_str().map(str::to_owned)
+    })?;
+    cluster.kubectl(&["certificate", "approve", &name])?;
+    wait::ok("the node has its serving certificate", PATIENCE, || {
+        let path = pki(cluster).join("kubelet-server-current.pem");
+        fs::metadata(&path).with_context(|| format!("there is no {}", path.display())).map(drop)
+    })
+}
+
+/// The node bootstraps anew while its pods run, and then renews short-lived certificates: nothing is listed,
+/// no pod is touched.
+pub(super) fn client_certificates(cluster: &Cluster) -> Result<()> {
+    cluster.kill(CONTROLLERS)?;
+    cluster.start_controllers_with_signing_duration(LIFE)?;
+    cluster.kill(AGENT)?;
+    let starts = cluster.agent_starts()?;
+    fs::remove_file(cluster.node_kubeconfig()).context("cannot remove the node's kubeconfig")?;
+    let mut log = cluster.audit()?;
+    cluster.start(AGENT)?;
+    cluster.agent_runs(starts)?;
+    let mut seen = certificate(cluster)?;
+    wait::ok("the node has bootstrapped anew", PATIENCE, || {
+        ensure!(cluster.node_kubeconfig().exists(), "there is no kubeconfig yet");
+        Ok(())
+    })?;
+    cluster.quiet(&mut log)?;
+    let before = cluster.look()?;
+    log.news()?;
+    let mut rotations = 0;
+    wait::ok("the certificate rotates", 3 * PATIENCE, || {
+        let now = certificate(cluster)?;
+        if now != seen {
+            rotations += 1;
+            seen = now;
+        }
+        ensure!(rotations > ROTATIONS, "{rotations} certificates");
+        Ok(())
+    })?;
+    let asked = log.news()?;
+    let lists: Vec<_> =
+        asked.iter().filter(|asked| asked.verb == "list" && !asked.is_of_a_certificate()).collect();
+    ensure!(lists.is_empty(), "a rotation is no reason to list: {lists:?}");
+    let requested =
+        asked.iter().filter(|a| a.is_of_a_certificate() && a.verb == "create" && a.code == 201).count();
+    ensure!(requested >= ROTATIONS, "{requested} certificates were requested");
+    let others: Vec<_> =
+        asked.into_iter().filter(|asked| !asked.is_of_a_certificate() && asked.verb != "watch").collect();
+    let look = cluster.look()?;
+    let pods = look.pods.len();
+    let verdict = Verdict::of("rotation", before.until(&look, &[STEADY]), &others, pods, |_| true);
+    ensure!(verdict.is_good(), "{verdict:#?}");
+    Ok(())
+}
+
+fn pki(cluster: &Cluster) -> PathBuf {
+    cluster.file("node/kubelet/pki")
+}
+
+/// The file of the present client certificate.
+fn certificate(cluster: &Cluster) -> Result<PathBuf> {
+    let link = pki(cluster).join("kubelet-client-current.pem");
+    fs::read_link(&link).with_context(|| format!("cannot read {}", link.display()))
+}
