@@ -138,7 +138,7 @@ impl ClientCertificate {
                     let before = held.map(|held| held.not_before);
                     self.health.renewed(end, before, Timestamp::now());
                     tracing::info!(%end, "the node has a new client certificate");
-                    rotation.renewed(rand::random());
+                    rotation.renewed(Timestamp::now(), rand::random());
                 }
                 Err(Unsigned { reason, is_over }) => {
                     rotation.failed(Timestamp::now(), rand::random());

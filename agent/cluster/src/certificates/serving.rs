@@ -66,7 +66,7 @@ impl Serving {
                     tracing::info!(end = %new.certificate.not_after, "the node has a new serving certificate");
                     self.present(&new);
                     held = Some(new);
-                    rotation.renewed(random());
+                    rotation.renewed(Timestamp::now(), random());
                 }
                 Err(Unsigned { reason, is_over }) => {
                     rotation.failed(Timestamp::now(), random());

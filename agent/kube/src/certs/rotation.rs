@@ -1,8 +1,10 @@
 //! When a certificate is renewed, and when a renewal that failed is tried again. Pure.
 //!
-//! A certificate is renewed between 70 and 90 % of its life; the moment is drawn for each certificate, so
-//! that nodes that joined together do not renew together. Tries after a failure wait 2 s, doubling to 32 s
-//! (client-go's `util/certificate`). Times are those of the clock on the wall, because a certificate's are.
+//! A certificate is renewed between 70 and 90 % of its life. The moment is drawn for each certificate, so that
+//! nodes that joined together do not renew together. The life begins when the node gets the certificate: a
+//! signer dates it back, the controller manager by five minutes, which may be more than the whole life. Tries
+//! after a failure wait 2 s, doubling to 32 s (client-go's `util/certificate`), and two renewals are 2 s apart.
+//! Times are those of the clock on the wall, because a certificate's are.
 
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
@@ -34,6 +36,8 @@ pub struct Validity {
 pub struct Rotation {
     /// A number from 0 to 1: which share of its life the present certificate is used for.
     draw: f64,
+    /// Time at which the node got the present certificate, if this agent saw it.
+    since: Option<Timestamp>,
     failures: u32,
     /// Before this time there is no further try.
     not_before: Option<Timestamp>,
@@ -49,18 +53,19 @@ impl Validity {
 impl Rotation {
     /// The renewals from now on. `draw` is a random number from 0 to 1.
     pub fn new(draw: f64) -> Rotation {
-        Rotation { draw: draw.clamp(0.0, 1.0), failures: 0, not_before: None }
+        Rotation { draw: draw.clamp(0.0, 1.0), since: None, failures: 0, not_before: None }
     }
 
     /// The time from which a new certificate is requested. `held` is the present one; `None` if there is
     /// none, or none for the wanted names.
     pub fn due(&self, held: Option<Validity>, now: Timestamp) -> Timestamp {
         let due = held.map_or(now, |held| {
-            let life = held.not_after.duration_since(held.not_before).max(SignedDuration::ZERO);
+            let begin = self.since.map_or(held.not_before, |since| since.max(held.not_before));
+            let life = held.not_after.duration_since(begin).max(SignedDuration::ZERO);
             let share = SHARES.0 + (SHARES.1 - SHARES.0) * self.draw;
             let part = life.as_secs_f64() * share;
             let part = SignedDuration::try_from_secs_f64(part).unwrap_or(SignedDuration::MAX);
-            held.not_before.saturating_add(part).unwrap_or(held.not_after)
+            begin.saturating_add(part).map_or(held.not_after, |due| due.min(held.not_after))
         });
         // A wait that ends later than any can was made before the clock was set back.
         let longest = now.saturating_add(WAITS.1.mul_f64(1.0 + JITTER)).unwrap_or(Timestamp::MAX);
@@ -83,8 +88,9 @@ impl Rotation {
     }
 
     /// Records that there is a new certificate. `draw` is a random number from 0 to 1.
-    pub fn renewed(&mut self, draw: f64) {
-        *self = Rotation::new(draw);
+    pub fn renewed(&mut self, now: Timestamp, draw: f64) {
+        let not_before = now.checked_add(WAITS.0).ok();
+        *self = Rotation { since: Some(now), not_before, ..Rotation::new(draw) };
     }
 }
 
@@ -115,7 +121,7 @@ mod tests {
             // No certificate: now.
             (0.5, None, 33, 33),
             // A certificate whose end is before its beginning.
-            (0.5, life(100, 0), 0, 100),
+            (0.5, life(100, 0), 0, 0),
         ] {
             assert_eq!(due(draw, held, now), want, "{draw} {held:?} {now}");
         }
@@ -136,8 +142,23 @@ mod tests {
         let mut set_back = rotation.clone();
         set_back.failed(at(1_000_000), 0.0);
         assert_eq!(set_back.wait(None, at(0)), Duration::ZERO, "a clock that is set back holds up nothing");
-        rotation.renewed(0.0);
-        assert_eq!(rotation.wait(None, at(0)), Duration::ZERO);
+        rotation.renewed(at(0), 0.0);
+        assert_eq!([0, 1, 2].map(|now| rotation.wait(None, at(now)).as_secs()), [2, 1, 0]);
+    }
+
+    #[test]
+    fn a_certificate_that_is_dated_back_lives_from_when_the_node_has_it() {
+        // The controller manager's certificate of 40 s: it is older than 70 % of its life when it comes.
+        let held = life(-300, 40);
+        let mut rotation = Rotation::new(0.0);
+        rotation.renewed(at(0), 0.5);
+        assert_eq!(rotation.due(held, at(0)), at(32));
+        // An agent that starts again does not know, and renews once.
+        assert!(Rotation::new(0.5).due(held, at(1)) < at(1));
+        // The clock was set back by a day since.
+        let mut set_back = Rotation::new(0.0);
+        set_back.renewed(at(86_400), 0.5);
+        assert_eq!(set_back.due(held, at(0)), at(40));
     }
 
     proptest! {
@@ -145,11 +166,12 @@ mod tests {
         #[test]
         fn a_certificate_is_always_at_hand_unless_the_signer_fails_to_its_end(
             lifetime in 60_i64..3_000_000,
+            dated_back in 0_i64..600,
             answers in proptest::collection::vec((any::<bool>(), 0_i64..20, 0.0_f64..1.0), 1..20),
         ) {
             let (mut now, mut rotation) = (at(0), Rotation::new(0.3));
             let mut held = Validity { not_before: at(0), not_after: at(lifetime) };
-            let mut failing_since: Option<Timestamp> = None;
+            let (mut failing_since, mut got): (Option<Timestamp>, _) = (None, at(0));
             for (signed, delay, draw) in answers {
                 // Sleeps in pieces, as the task does.
                 let mut slept = 0_u32;
@@ -163,8 +185,8 @@ mod tests {
                     slept += 1;
                     prop_assert!(slept < 20_000, "the wait ends");
                 }
-                let share = now.duration_since(held.not_before).as_secs_f64()
-                    / held.not_after.duration_since(held.not_before).as_secs_f64();
+                let share =
+                    now.duration_since(got).as_secs_f64() / held.not_after.duration_since(got).as_secs_f64();
                 if failing_since.is_none() {
                     prop_assert!((0.699..0.901).contains(&share), "{}", share);
                 }
@@ -174,12 +196,13 @@ mod tests {
                 }
                 now = now.checked_add(SignedDuration::from_secs(delay)).unwrap();
                 if signed {
+                    got = now;
                     held = Validity {
-                        not_before: now,
+                        not_before: now.checked_sub(SignedDuration::from_secs(dated_back)).unwrap(),
                         not_after: now.checked_add(SignedDuration::from_secs(lifetime)).unwrap(),
                     };
                     failing_since = None;
-                    rotation.renewed(draw);
+                    rotation.renewed(now, draw);
                 } else {
                     failing_since.get_or_insert(now);
                     rotation.failed(now, draw);
