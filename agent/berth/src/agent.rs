@@ -166,7 +166,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     };
     let service_options = service_options(&args, node::memory());
     let cache = berth_server::WatchCache::default();
-    let serving_tls = ServingTls::open(&args, &roots, &node.borrow().ips)?;
+    let serving_tls = ServingTls::of(&args);
     let control_plane = match &args.kubeconfig {
         Some(kubeconfig) => {
             Some(ControlPlane::open(kubeconfig.clone(), &roots, &args, serving_tls.clone()).await?)
@@ -214,7 +214,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let node_api = match (&control_plane, sockets) {
         (Some(control_plane), Some(sockets)) => {
             let (api, status, pool) = (api.clone(), Arc::clone(&status), control_plane.pool());
-            let parts = node_api::Parts { roots: roots.clone(), api, status, pool };
+            let serving = serving_tls;
+            let parts = node_api::Parts { roots: roots.clone(), api, status, pool, serving };
             Some(node_api::start(&args.node_api, sockets, parts).context("start the node's API")?)
         }
         _ => None,

@@ -19,7 +19,7 @@ mod signing;
 
 pub use client::{ClientCertificate, open};
 pub use health::{CertificateHealth, CertificateState, PendingRequest, RotationAges};
-pub use serving::{Serving, self_signed};
+pub use serving::Serving;
 
 use berth_kube::certs::CertificateError;
 

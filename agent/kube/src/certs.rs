@@ -17,9 +17,8 @@ mod store;
 
 pub use key::{Key, Subject};
 pub use rotation::{Rotation, Validity};
-pub use rustls::server::ResolvesServerCert;
-pub use serving::{ServingCertificate, ServingFiles};
-pub use store::{Held, Store};
+pub use serving::ServingCertificate;
+pub use store::{Held, Store, ends};
 
 /// Error of a key, a request or a certificate; one line, without any part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -33,13 +33,6 @@ pub(crate) struct AgentArgs {
     /// approve each request: `kubectl certificate approve`.
     #[arg(long, requires = "kubeconfig", conflicts_with_all = ["standalone", "tls_cert_file"])]
     pub(super) rotate_server_certificates: bool,
-    /// The certificate of the node's own API (`tlsCertFile`), read again when it changes. Without this and
-    /// the option before, the node signs one itself.
-    #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
-    pub(super) tls_cert_file: Option<PathBuf>,
-    /// The key of --tls-cert-file (`tlsPrivateKeyFile`).
-    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
-    pub(super) tls_private_key_file: Option<PathBuf>,
     /// Run the pods of this directory of manifests.
     #[arg(long, value_name = "DIR")]
     pub(super) manifests: Option<PathBuf>,

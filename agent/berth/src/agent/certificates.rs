@@ -1,29 +1,23 @@
 //! The node's certificates as the options choose them: who renews the client certificate, and what the node's
-//! own API presents.
-//!
-//! [`ServingTls`] is what a TLS server is given. [`CertificatesHealth`] is what the status page and metrics
-//! read.
+//! own API presents. [`CertificatesHealth`] is what the status page and metrics read.
 
 use super::args::AgentArgs;
-use anyhow::Context as _;
 use berth_api::view::{CertificateView, RequestView};
-use berth_cluster::certificates::{
-    CertificateHealth, CertificateState, ClientCertificate, PendingRequest, self_signed,
-};
-use berth_core::{roots::Roots, time::Wall};
-use berth_kube::certs::{ResolvesServerCert, ServingCertificate, ServingFiles, Store};
+use berth_cluster::certificates::{CertificateHealth, CertificateState, ClientCertificate, PendingRequest};
+use berth_core::{error::Chain, roots::Roots, time::Wall};
+use berth_kube::certs::{ServingCertificate, Store, ends};
 use jiff::Timestamp;
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 /// The certificate of the node's own API.
 #[derive(Debug, Clone)]
 pub(crate) enum ServingTls {
     /// Signed by the cluster.
     Signed(ServingCertificate, CertificateHealth),
-    /// Two files of somebody else.
-    Files(Arc<ServingFiles>),
-    /// Signed by the node itself.
-    Own(ServingCertificate),
+    /// A file of somebody else.
+    File(PathBuf),
+    /// Made by the node itself.
+    Own,
 }
 
 /// State of the node's certificates; clones are the same.
@@ -34,37 +28,31 @@ pub(crate) struct CertificatesHealth {
 }
 
 impl ServingTls {
-    /// The certificate that the options choose. `addresses`: those of the node, for a certificate of its own.
-    pub(crate) fn open(args: &AgentArgs, roots: &Roots, addresses: &[IpAddr]) -> anyhow::Result<ServingTls> {
-        if args.rotate_server_certificates {
-            return Ok(ServingTls::Signed(ServingCertificate::default(), CertificateHealth::default()));
+    /// The certificate that the options choose.
+    pub(crate) fn of(args: &AgentArgs) -> ServingTls {
+        match &args.node_api.tls_cert_file {
+            _ if args.rotate_server_certificates => {
+                ServingTls::Signed(ServingCertificate::default(), CertificateHealth::default())
+            }
+            Some(file) => ServingTls::File(file.clone()),
+            None => ServingTls::Own,
         }
-        if let (Some(certificate), Some(key)) = (&args.tls_cert_file, &args.tls_private_key_file) {
-            let files = ServingFiles::open(certificate.clone(), key.clone());
-            return Ok(ServingTls::Files(Arc::new(files.context("read --tls-cert-file")?)));
-        }
-        let own = self_signed(&roots.pki_dir(), &roots.node_name, addresses, Timestamp::now());
-        Ok(ServingTls::Own(own.context("make the serving certificate")?))
     }
 
-    /// What a TLS server presents.
-    #[expect(dead_code, reason = "the node's own API is not there yet")]
-    pub(crate) fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
+    /// State of the certificate; `None` for one that the node makes for itself at each start.
+    fn state(&self) -> Option<CertificateState> {
         match self {
-            ServingTls::Signed(presented, _) | ServingTls::Own(presented) => Arc::new(presented.clone()),
-            ServingTls::Files(files) => Arc::clone(files) as Arc<dyn ResolvesServerCert>,
+            ServingTls::Signed(_, health) => Some(health.state()),
+            // The file is read when somebody asks.
+            ServingTls::File(file) => Some(match ends(file) {
+                Ok(end) => CertificateState { not_after: Some(end), ..CertificateState::default() },
+                Err(error) => CertificateState {
+                    problem: Some(Chain(&error).to_string()),
+                    ..CertificateState::default()
+                },
+            }),
+            ServingTls::Own => None,
         }
-    }
-
-    /// State of the certificate, for metrics.
-    pub(crate) fn state(&self) -> CertificateState {
-        let (validity, problem) = match self {
-            ServingTls::Signed(_, health) => return health.state(),
-            ServingTls::Files(files) => (files.validity(), files.problem()),
-            ServingTls::Own(presented) => (presented.validity(), None),
-        };
-        let not_after = validity.map(|validity| validity.not_after);
-        CertificateState { not_after, problem, ..CertificateState::default() }
     }
 }
 
@@ -79,14 +67,15 @@ impl CertificatesHealth {
         CertificateState { not_after, ..self.client.state() }
     }
 
-    /// State of the serving certificate.
-    pub(crate) fn serving(&self) -> CertificateState {
+    /// State of the serving certificate; `None` for one that the node makes for itself.
+    pub(crate) fn serving(&self) -> Option<CertificateState> {
         self.serving.state()
     }
 
     /// Both on the status page.
     pub(crate) fn view(&self, client_ends: Option<Timestamp>) -> Vec<CertificateView> {
-        vec![view("client", self.client(client_ends)), view("serving", self.serving())]
+        let client = view("client", self.client(client_ends));
+        std::iter::once(client).chain(self.serving().map(|state| view("serving", state))).collect()
     }
 }
 
@@ -121,7 +110,6 @@ fn wall(at: Timestamp) -> Wall {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_core::ids::NodeName;
     use clap::Parser as _;
 
     #[derive(Debug, clap::Parser)]
@@ -136,32 +124,18 @@ mod tests {
 
     #[test]
     fn the_options_choose_the_serving_certificate() {
-        let dir = tempfile::tempdir().unwrap();
-        let roots = Roots::below(dir.path(), NodeName::new("n1").unwrap(), "c");
-        let own = ServingTls::open(&parse(&[]).unwrap(), &roots, &[]).unwrap();
-        assert!(matches!(own, ServingTls::Own(_)) && own.state().not_after.is_some());
-        let [certificate, key] =
-            ["kubelet.crt", "kubelet.key"].map(|name| roots.pki_dir().join(name).display().to_string());
-        let files = ["--tls-cert-file", &certificate, "--tls-private-key-file", &key];
-        let files = ServingTls::open(&parse(&files).unwrap(), &roots, &[]).unwrap();
-        assert_eq!(files.state().not_after, own.state().not_after);
-        let signed = parse(&["--kubeconfig=k", "--rotate-server-certificates"]).unwrap();
-        assert_eq!(ServingTls::open(&signed, &roots, &[]).unwrap().state().not_after, None);
-        assert!(
-            ServingTls::open(
-                &parse(&["--tls-cert-file=/nonexistent", "--tls-private-key-file=/nonexistent"]).unwrap(),
-                &roots,
-                &[]
-            )
-            .is_err()
-        );
+        let of = |arguments: &[&str]| ServingTls::of(&parse(arguments).unwrap());
+        assert!(of(&[]).state().is_none());
+        assert_eq!(of(&["--kubeconfig=k", "--rotate-server-certificates"]).state().unwrap().not_after, None);
+        let file = ["--tls-cert-file=/nonexistent", "--tls-private-key-file=/nonexistent"];
+        let problem = of(&file).state().unwrap().problem.unwrap();
+        assert!(problem.contains("/nonexistent"), "{problem}");
         for wrong in [
-            ["--tls-cert-file=a", "--standalone"],
-            ["--tls-cert-file=a", "--kubeconfig=k"],
-            ["--rotate-server-certificates", "--standalone"],
-            ["--bootstrap-kubeconfig=b", "--standalone"],
+            &["--rotate-server-certificates", "--standalone"][..],
+            &["--bootstrap-kubeconfig=b", "--standalone"],
+            &["--kubeconfig=k", "--rotate-server-certificates", file[0], file[1]],
         ] {
-            assert!(parse(&wrong).is_err(), "{wrong:?}");
+            assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -151,7 +151,7 @@ impl ControlPlane {
                 let serving = Serving { store: self.serving_store, node, presented, health };
                 Some(Task::spawn(serving.run(self.pool.clone())))
             }
-            ServingTls::Files(_) | ServingTls::Own(_) => None,
+            ServingTls::File(_) | ServingTls::Own => None,
         };
         let (reports, newest) = watch::channel(None);
         let node = node::start(self.pool.clone(), registration, self.node, newest, self.events.clone());

@@ -10,7 +10,7 @@ mod no_statistics;
 mod reviewer;
 mod streams;
 
-use super::{local_api::LocalApi, status_manager::StatusManager};
+use super::{certificates::ServingTls, local_api::LocalApi, status_manager::StatusManager};
 use anyhow::Context as _;
 use backend::Backend;
 use berth_core::roots::Roots;
@@ -52,7 +52,7 @@ pub(crate) struct NodeApiArgs {
     client_ca_file: Option<PathBuf>,
     /// The serving certificate of the node's API, in PEM; by default one that the node makes for itself.
     #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
-    tls_cert_file: Option<PathBuf>,
+    pub(super) tls_cert_file: Option<PathBuf>,
     /// The key of --tls-cert-file, in PEM.
     #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
     tls_private_key_file: Option<PathBuf>,
@@ -82,7 +82,14 @@ impl NodeApiArgs {
         })
     }
 
-    fn certificate(&self, names: Vec<String>) -> Result<Arc<dyn ResolvesServerCert>, berth_nodeapi::Error> {
+    fn certificate(
+        &self,
+        names: Vec<String>,
+        serving: &ServingTls,
+    ) -> Result<Arc<dyn ResolvesServerCert>, berth_nodeapi::Error> {
+        if let ServingTls::Signed(presented, _) = serving {
+            return Ok(Arc::new(presented.clone()));
+        }
         match (&self.tls_cert_file, &self.tls_private_key_file) {
             (Some(certificate), Some(key)) => {
                 Ok(Arc::new(ServingFiles::open(certificate.clone(), key.clone())?))
@@ -98,6 +105,7 @@ pub(crate) struct Parts {
     pub(crate) api: LocalApi,
     pub(crate) status: Arc<StatusManager>,
     pub(crate) pool: Pool,
+    pub(crate) serving: ServingTls,
 }
 
 /// The running servers.
@@ -131,7 +139,8 @@ pub(crate) fn start(args: &NodeApiArgs, sockets: Sockets, parts: Parts) -> anyho
         if args.anonymous_auth {
             tracing::warn!("requests to the node's API without credentials are of system:anonymous");
         }
-        let tls = tls::config(args.certificate(names)?).context("prepare TLS of the node's API")?;
+        let tls =
+            tls::config(args.certificate(names, &parts.serving)?).context("prepare TLS of the node's API")?;
         let server = NodeApi {
             tls: Arc::new(tls),
             authenticator: Authenticator::new(client_ca, Some(Arc::clone(&reviewer)), args.anonymous_auth),

@@ -1,5 +1,4 @@
-//! The certificate that the node's own API presents: signed by the cluster (`serverTLSBootstrap`), or by the
-//! node itself.
+//! The certificate that the node's own API presents, where the cluster signs it (`serverTLSBootstrap`).
 //!
 //! A certificate is for the node's name and addresses. Another address needs another certificate; the one
 //! before is presented until there is one. No control plane approves these requests by itself, so a new node
@@ -10,14 +9,14 @@ use super::{
     health::CertificateHealth,
     signing::{Signer, Unsigned, sign},
 };
-use berth_core::{ids::NodeName, model::NodeInfo};
+use berth_core::model::NodeInfo;
 use berth_kube::{
-    certs::{CertificateError, Held, Key, Rotation, ServingCertificate, Store, Subject},
+    certs::{Held, Rotation, ServingCertificate, Store, Subject},
     pool::Pool,
 };
 use jiff::Timestamp;
 use rand::random;
-use std::{fs, net::IpAddr, path::Path, sync::Arc};
+use std::sync::Arc;
 use tokio::{sync::watch, time::sleep};
 
 /// The serving certificate that the cluster signs.
@@ -135,59 +134,10 @@ async fn renew(
     updated.map_err(|reason| Unsigned { reason, is_over: true })
 }
 
-/// Presents a certificate that the node signs itself, for a node without files and without
-/// `serverTLSBootstrap`. The kubelet's files `kubelet.crt` and `kubelet.key` are used if they are valid, and
-/// made otherwise.
-///
-/// # Errors
-/// A file cannot be written.
-pub fn self_signed(
-    dir: &Path,
-    node: &NodeName,
-    addresses: &[IpAddr],
-    now: Timestamp,
-) -> Result<ServingCertificate, CertificateError> {
-    let presented = ServingCertificate::default();
-    let [certificate, key] = ["kubelet.crt", "kubelet.key"].map(|name| dir.join(name));
-    let read = |path: &Path| berth_sys::fs::read_limited(path, 1024 * 1024).ok();
-    if let (Some(chain), Some(private)) = (read(&certificate), read(&key))
-        && presented.set(&chain, &private).is_ok()
-        && presented.validity().is_some_and(|validity| !validity.has_ended(now))
-    {
-        return Ok(presented);
-    }
-    let made = Key::generate()?;
-    let chain = made.self_signed(&Subject::server(node.as_str(), addresses), now)?;
-    presented.set(chain.as_bytes(), made.pem().as_bytes())?;
-    let failed =
-        |path: &Path, reason: String| CertificateError { what: format!("write {}", path.display()), reason };
-    fs::create_dir_all(dir).map_err(|e| failed(dir, e.to_string()))?;
-    for (path, text, mode) in [(&key, made.pem(), 0o600), (&certificate, chain, 0o644)] {
-        let written = berth_sys::fs::write_atomic(path, text.as_bytes(), mode);
-        written.map_err(|e| failed(path, berth_core::error::Chain(&e).to_string()))?;
-    }
-    Ok(presented)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_certificate_of_its_own_is_kept_until_it_ends() {
-        let dir = tempfile::tempdir().unwrap();
-        let (node, pki) = (NodeName::new("n1").unwrap(), dir.path().join("pki"));
-        let of = |now: &str| {
-            let made =
-                self_signed(&pki, &node, &["192.0.2.1".parse().unwrap()], now.parse().unwrap()).unwrap();
-            made.validity().unwrap().not_after.to_string()
-        };
-        assert_eq!(of("2026-01-02T00:00:00Z"), "2027-01-02T00:00:00Z");
-        assert_eq!(of("2026-12-31T00:00:00Z"), "2027-01-02T00:00:00Z");
-        assert_eq!(of("2027-01-02T00:00:01Z"), "2028-01-02T00:00:00Z");
-        fs::write(pki.join("kubelet.key"), "torn").unwrap();
-        assert_eq!(of("2027-03-02T00:00:00Z"), "2028-03-01T00:00:00Z");
-    }
+    use berth_core::ids::NodeName;
 
     #[tokio::test]
     async fn only_another_name_or_address_asks_for_another_certificate() {

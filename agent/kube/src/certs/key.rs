@@ -8,8 +8,7 @@ use super::{CertificateError, pem};
 use crate::identity::Certificate;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
 };
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use sha2::{Digest, Sha256, Sha512_256};
@@ -18,7 +17,8 @@ use std::{fmt, net::IpAddr};
 /// The organization of all nodes.
 const NODES: &str = "system:nodes";
 
-/// Days for which a certificate that the node signs itself is valid.
+/// Days for which a certificate of tests is valid.
+#[cfg(test)]
 const SELF_SIGNED_DAYS: i64 = 365;
 
 /// A private key.
@@ -101,11 +101,13 @@ impl Key {
         format!("node-csr-{}", URL_SAFE_NO_PAD.encode(digest.finalize()))
     }
 
-    /// A certificate for a server that the key signs itself, in PEM; valid for a year.
-    ///
-    /// # Errors
-    /// A name is none that a certificate can have.
-    pub fn self_signed(&self, subject: &Subject, now: jiff::Timestamp) -> Result<String, CertificateError> {
+    /// A certificate that the key signs itself, in PEM; valid for a year.
+    #[cfg(test)]
+    pub(super) fn self_signed(
+        &self,
+        subject: &Subject,
+        now: jiff::Timestamp,
+    ) -> Result<String, CertificateError> {
         let failed = |reason: String| CertificateError::new("make a serving certificate", reason);
         let mut parameters = subject.parameters().map_err(|e| failed(e.to_string()))?;
         let day = |days: i64| {
@@ -116,8 +118,6 @@ impl Key {
         };
         // From yesterday on: a client's clock may be behind.
         (parameters.not_before, parameters.not_after) = (day(-1)?, day(SELF_SIGNED_DAYS)?);
-        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = parameters.self_signed(&self.0).map_err(|e| failed(e.to_string()))?;
         Ok(pem::block("CERTIFICATE", certificate.der()))
     }

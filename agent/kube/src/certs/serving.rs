@@ -1,13 +1,9 @@
-//! The certificate that the node's TLS server presents.
-//!
-//! [`ServingCertificate`] is replaced by its owner; [`ServingFiles`] are two files of somebody else, which
-//! are looked at when a client comes. Both answer a handshake from memory. Without a certificate, or with one
-//! that has ended, the handshake fails, as the kubelet's does.
+//! The certificate that the node's TLS server presents, and that its owner replaces. A handshake is answered
+//! from memory. Without a certificate, or with one that has ended, the handshake fails, as the kubelet's does.
 
 use super::{CertificateError, Validity};
 use crate::identity::Certificate;
 use berth_core::sync::lock;
-use berth_sys::fs::read_limited;
 use jiff::Timestamp;
 use rustls::{
     crypto::ring,
@@ -16,18 +12,9 @@ use rustls::{
     sign::CertifiedKey,
 };
 use std::{
-    fmt, fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    fmt,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
 };
-
-/// Maximum size in bytes of a file.
-const MAX_FILE: usize = 1024 * 1024;
-
-/// Files are looked at once in this time at most.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// A certificate that can be presented.
 #[derive(Clone)]
@@ -91,111 +78,6 @@ impl ResolvesServerCert for ServingCertificate {
     }
 }
 
-/// Certificate and key in two files (`tlsCertFile`, `tlsPrivateKeyFile`). A handshake looks at them, once a
-/// second at most, and reads them again if one has changed; nothing looks while nobody asks. Files that
-/// cannot be used, such as a new certificate whose key is still the old one, leave the certificate before.
-pub struct ServingFiles {
-    certificate: PathBuf,
-    key: PathBuf,
-    state: Mutex<FilesState>,
-}
-
-struct FilesState {
-    presented: Option<Presented>,
-    stamps: [Stamp; 2],
-    looked: Option<Instant>,
-    problem: Option<String>,
-}
-
-/// What changes when a file is replaced or written; the default for a file that cannot be looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Stamp(u64, u64, u64, i64, i64);
-
-fn stamp(path: &Path) -> Stamp {
-    fs::metadata(path)
-        .map_or_else(|_| Stamp::default(), |m| Stamp(m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
-}
-
-impl fmt::Debug for ServingFiles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServingFiles")
-            .field("certificate", &self.certificate)
-            .field("key", &self.key)
-            .finish_non_exhaustive()
-    }
-}
-
-impl ServingFiles {
-    /// Reads the files.
-    ///
-    /// # Errors
-    /// A file cannot be read, or they do not belong together.
-    pub fn open(certificate: PathBuf, key: PathBuf) -> Result<ServingFiles, CertificateError> {
-        let state = FilesState { presented: None, stamps: Default::default(), looked: None, problem: None };
-        let files = ServingFiles { certificate, key, state: Mutex::new(state) };
-        files.look(Instant::now());
-        let mut state = lock(&files.state);
-        if let Some(problem) = state.problem.take() {
-            return Err(CertificateError::new("serve", problem));
-        }
-        drop(state);
-        Ok(files)
-    }
-
-    /// The time in which the present certificate is valid.
-    pub fn validity(&self) -> Option<Validity> {
-        lock(&self.state).presented.as_ref().map(|presented| presented.validity)
-    }
-
-    /// Why the newest files are not used.
-    pub fn problem(&self) -> Option<String> {
-        lock(&self.state).problem.clone()
-    }
-
-    /// Reads the files again if one of them has changed since the last time.
-    fn look(&self, now: Instant) {
-        let mut state = lock(&self.state);
-        if state.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK) {
-            return;
-        }
-        let first = state.looked.is_none();
-        state.looked = Some(now);
-        let stamps = [stamp(&self.certificate), stamp(&self.key)];
-        if !first && stamps == state.stamps {
-            return;
-        }
-        state.stamps = stamps;
-        match self.read() {
-            Ok(presented) => {
-                if !first {
-                    tracing::info!(file = %self.certificate.display(), "the serving certificate was read again");
-                }
-                (state.presented, state.problem) = (Some(presented), None);
-            }
-            Err(problem) => {
-                if !first {
-                    tracing::warn!(problem, "the serving certificate before is used further");
-                }
-                state.problem = Some(problem);
-            }
-        }
-    }
-
-    fn read(&self) -> Result<Presented, String> {
-        let [certificate, key] = [&self.certificate, &self.key]
-            .map(|path| read_limited(path, MAX_FILE).map_err(|e| berth_core::error::Chain(&e).to_string()));
-        Presented::read(&certificate?, &key?)
-            .map_err(|e| format!("{}: {}", self.certificate.display(), e.reason))
-    }
-}
-
-impl ResolvesServerCert for ServingFiles {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.look(Instant::now());
-        lock(&self.state).presented.as_ref()?.at(Timestamp::now())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,10 +87,6 @@ mod tests {
         let key = Key::generate().unwrap();
         let subject = Subject::server(node, &["192.0.2.1".parse().unwrap()]);
         (key.self_signed(&subject, Timestamp::now()).unwrap(), key.pem())
-    }
-
-    fn presented(files: &ServingFiles) -> CertificateDer<'static> {
-        lock(&files.state).presented.as_ref().unwrap().key.cert[0].clone()
     }
 
     #[test]
@@ -233,30 +111,5 @@ mod tests {
         let presented = Presented::read(certificate.as_bytes(), key.as_bytes()).unwrap();
         assert!(presented.at(Timestamp::now()).is_some());
         assert!(presented.at(presented.validity.not_after).is_none());
-    }
-
-    #[test]
-    fn files_are_read_again_when_they_change_as_a_pair() {
-        let dir = tempfile::tempdir().unwrap();
-        let [certificate, key] = ["tls.crt", "tls.key"].map(|name| dir.path().join(name));
-        let missing = ServingFiles::open(certificate.clone(), key.clone()).unwrap_err().to_string();
-        assert!(missing.contains("tls.crt"), "{missing}");
-        let ((one, one_key), (two, two_key)) = (pair("a"), pair("b"));
-        fs::write(&certificate, &one).unwrap();
-        fs::write(&key, &one_key).unwrap();
-        let files = ServingFiles::open(certificate.clone(), key.clone()).unwrap();
-        let (first, begun) = (presented(&files), Instant::now());
-        fs::write(dir.path().join("new"), &two).unwrap();
-        fs::rename(dir.path().join("new"), &certificate).unwrap();
-        files.look(begun);
-        assert_eq!(files.problem(), None, "not looked at twice in a second");
-        files.look(begun + 2 * LOOK);
-        assert!(files.problem().unwrap().contains("tls.crt"));
-        assert_eq!(presented(&files), first, "the pair before is used");
-        fs::write(dir.path().join("new"), &two_key).unwrap();
-        fs::rename(dir.path().join("new"), &key).unwrap();
-        files.look(begun + 4 * LOOK);
-        assert_eq!(files.problem(), None);
-        assert_ne!(presented(&files), first);
     }
 }

@@ -173,6 +173,14 @@ impl Store {
     }
 }
 
+/// End of the certificate in a file.
+///
+/// # Errors
+/// The file cannot be read, or has no certificate.
+pub fn ends(file: &Path) -> Result<Timestamp, CertificateError> {
+    read(file).map(|held| held.certificate.not_after)
+}
+
 fn read(path: &Path) -> Result<Held, CertificateError> {
     let failed = |reason: String| CertificateError::new(format!("read {}", path.display()), reason);
     let pem = read_limited(path, MAX_FILE).map_err(|e| failed(reason(&e)))?;

@@ -78,15 +78,19 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build, how:
             ("uplink", "eth0".to_owned()),
             ("non-masquerade-cidr", PODS.to_owned()),
             ("client-ca-file", place.pki("ca.crt").display().to_string()),
-            ("tls-cert-file", place.pki("kubelet-server.crt").display().to_string()),
-            ("tls-private-key-file", place.pki("kubelet-server.key").display().to_string()),
             ("shim", tools::find("containerd-shim-runc-v2")?.display().to_string()),
             ("runc", tools::find("runc")?.display().to_string()),
         ];
         args.push("--masquerade".to_owned());
-        if how == Join::Token {
-            args.push(format!("--bootstrap-kubeconfig={}", place.kubeconfig("bootstrap").display()));
-            args.push("--rotate-server-certificates".to_owned());
+        match how {
+            Join::Token => {
+                args.push(format!("--bootstrap-kubeconfig={}", place.kubeconfig("bootstrap").display()));
+                args.push("--rotate-server-certificates".to_owned());
+            }
+            Join::Kubeconfig => {
+                args.push(format!("--tls-cert-file={}", place.pki("kubelet-server.crt").display()));
+                args.push(format!("--tls-private-key-file={}", place.pki("kubelet-server.key").display()));
+            }
         }
         args.extend(options.map(|(name, value)| format!("--{name}={value}")));
         world.spawn(DAEMON, &programs.join("berth"), &args)
