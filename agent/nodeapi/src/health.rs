@@ -82,6 +82,19 @@ pub(crate) fn one(node: &dyn NodeBackend, name: &str) -> Response<ResponseBody> 
     }
 }
 
+/// The results of the checks in Prometheus' text format (`/metrics/slis`).
+pub(crate) fn metrics(node: &dyn NodeBackend) -> String {
+    let mut text =
+        "# HELP kubernetes_healthcheck [STABLE] This metric records the result of a single healthcheck.\n\
+                    # TYPE kubernetes_healthcheck gauge\n"
+            .to_owned();
+    for name in CHECKS {
+        let good = u8::from(check(node, name).is_ok());
+        text += &format!("kubernetes_healthcheck{{name=\"{name}\",type=\"healthz\"}} {good}\n");
+    }
+    text
+}
+
 /// Serves `/healthz` in plain HTTP until `stop` changes or its sender is dropped.
 pub async fn run(node: Arc<dyn NodeBackend>, listener: TcpListener, mut stop: watch::Receiver<()>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));

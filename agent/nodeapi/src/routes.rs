@@ -42,8 +42,12 @@ pub enum Handler {
     Run,
     /// `/portForward/{namespace}/{pod}[/{uid}]`.
     PortForward,
-    /// A part of the kubelet that this node does not have; the text of the 405.
+    /// `/metrics/slis`: the results of the health checks as metrics.
+    MetricsSlis,
+    /// A part of the kubelet that this node has switched off; the text of the 405.
     Disabled(&'static str),
+    /// A part of the kubelet that this node does not have: 404, for callers that are allowed to ask.
+    Missing,
 }
 
 /// The segments of a route below the root of its service.
@@ -66,7 +70,7 @@ enum Entry {
 
 const GET: &[Method] = &[Method::GET];
 const POST: &[Method] = &[Method::POST];
-const STREAM: &[Method] = &[Method::GET, Method::POST];
+const BOTH: &[Method] = &[Method::GET, Method::POST];
 
 const TABLE: &[Entry] = &[
     Entry::Handler(&["healthz"], Handler::Healthz),
@@ -77,7 +81,10 @@ const TABLE: &[Entry] = &[
     Entry::Handler(&["metrics", "cadvisor"], Handler::MetricsCadvisor),
     Entry::Handler(&["metrics", "resource"], Handler::MetricsResource),
     Entry::Handler(&["metrics", "probes"], Handler::MetricsProbes),
+    Entry::Handler(&["metrics", "slis"], Handler::MetricsSlis),
     Entry::Handler(&["configz"], Handler::Configz),
+    Entry::Handler(&["flagz"], Handler::Missing),
+    Entry::Handler(&["statusz"], Handler::Missing),
     Entry::Handler(&["debug", "flags", "v"], Handler::Disabled("flags endpoint is disabled.")),
     Entry::Service(
         &["debug", "pprof"],
@@ -85,21 +92,22 @@ const TABLE: &[Entry] = &[
     ),
     Entry::Service(&["pods"], &[(Below::Exactly(&[]), GET, Handler::Pods)]),
     Entry::Service(&["runningpods"], &[(Below::Exactly(&[]), GET, Handler::RunningPods)]),
-    Entry::Service(&["stats"], &[(Below::Exactly(&["summary"]), GET, Handler::StatsSummary)]),
+    Entry::Service(&["stats"], &[(Below::Exactly(&["summary"]), BOTH, Handler::StatsSummary)]),
     Entry::Service(&["logs"], &[(Below::Any, GET, Handler::Logs)]),
+    Entry::Service(&["checkpoint"], &[(Below::Names(3), POST, Handler::Missing)]),
     Entry::Service(&["containerLogs"], &[(Below::Names(3), GET, Handler::ContainerLogs)]),
     Entry::Service(
         &["exec"],
-        &[(Below::Names(3), STREAM, Handler::Exec), (Below::Names(4), STREAM, Handler::Exec)],
+        &[(Below::Names(3), BOTH, Handler::Exec), (Below::Names(4), BOTH, Handler::Exec)],
     ),
     Entry::Service(
         &["attach"],
-        &[(Below::Names(3), STREAM, Handler::Attach), (Below::Names(4), STREAM, Handler::Attach)],
+        &[(Below::Names(3), BOTH, Handler::Attach), (Below::Names(4), BOTH, Handler::Attach)],
     ),
     Entry::Service(&["run"], &[(Below::Names(3), POST, Handler::Run), (Below::Names(4), POST, Handler::Run)]),
     Entry::Service(
         &["portForward"],
-        &[(Below::Names(2), STREAM, Handler::PortForward), (Below::Names(3), STREAM, Handler::PortForward)],
+        &[(Below::Names(2), BOTH, Handler::PortForward), (Below::Names(3), BOTH, Handler::PortForward)],
     ),
 ];
 
@@ -201,13 +209,13 @@ mod tests {
         assert_eq!(told("GET", "/runningpods/"), "RunningPods");
         assert_eq!(told("DELETE", "/healthz"), "Healthz");
         assert_eq!(told("GET", "/healthz/ping"), "HealthCheck(\"ping\")");
-        for nothing in
-            ["/", "/podsx", "/healthz/", "/healthz/x", "/metrics/", "/metrics/x", "/checkpoint/a/b/c"]
-        {
+        for nothing in ["/", "/podsx", "/healthz/", "/healthz/x", "/metrics/", "/metrics/x"] {
             assert_eq!(told("GET", nothing), "Nothing", "{nothing}");
         }
         assert_eq!(told("GET", "/stats/summary"), "StatsSummary summary");
         assert_eq!(told("GET", "/stats/container"), "NoRoute");
+        assert_eq!(told("POST", "/checkpoint/ns/pod/c"), "Missing ns,pod,c");
+        assert_eq!(told("GET", "/checkpoint/ns/pod/c"), "OtherMethods([POST])");
         assert_eq!(told("GET", "/logs/"), "Logs");
         assert_eq!(told("GET", "/logs/pods/a"), "Logs pods,a");
         assert_eq!(told("GET", "/containerLogs/ns/pod/c"), "ContainerLogs ns,pod,c");

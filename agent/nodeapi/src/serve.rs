@@ -47,6 +47,8 @@ impl Routes {
             Handler::MetricsCadvisor => metrics(self.statistics.cadvisor()).await,
             Handler::MetricsResource => metrics(self.statistics.resource()).await,
             Handler::MetricsProbes => metrics(self.statistics.probes()).await,
+            Handler::MetricsSlis => response::metrics(health::metrics(&*self.node).into()),
+            Handler::Missing => response::not_found(),
             Handler::Logs => node_logs::serve(&self.node_logs, path, segments).await,
             Handler::Disabled(text) => response::text(StatusCode::METHOD_NOT_ALLOWED, format!("{text}\n")),
             Handler::ContainerLogs => match Target::of(handler, segments) {

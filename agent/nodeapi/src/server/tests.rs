@@ -220,6 +220,7 @@ async fn answers_have_the_kubelets_codes_and_texts() {
         ("GET /stats/summary?only_cpu_and_memory=true", 200, "cpu and memory"),
         ("GET /metrics/cadvisor", 200, "cadvisor"),
         ("GET /metrics/probes", 200, "probes"),
+        ("GET /statusz", 403, "Forbidden (user=bob, verb=get, resource=nodes, subresource(s)=[statusz])\n"),
         ("GET /pods/x", 404, "404: Page Not Found"),
         ("DELETE /pods", 405, "405: Method Not Allowed"),
         ("GET /debug/pprof/heap", 405, "profiling endpoint is disabled.\n"),
@@ -233,6 +234,8 @@ async fn answers_have_the_kubelets_codes_and_texts() {
         fs::create_dir_all(world.dir.path().join("log")).unwrap();
         assert_eq!(world.ask(bob(), request).await, (code, body.to_owned()), "{request}");
     }
+    let slis = world.ask(bob(), "GET /metrics/slis").await.1;
+    assert!(slis.ends_with("kubernetes_healthcheck{name=\"syncloop\",type=\"healthz\"} 1\n"), "{slis}");
     // Nobody needs to be known for a path that is not there.
     assert_eq!(world.ask(None, "GET /nothing").await.0, 404);
     assert_eq!(world.ask(None, "GET /exec/x").await, unauthorized());
