@@ -1,5 +1,5 @@
 //! The project's tasks: `cargo xtask setup`, `demo`, `test`, `vm`, `ebpf`, `bench`, `peers`,
-//! `cluster`, `conformance`, `outage`.
+//! `cluster`, `conformance`, `outage`, `node-api`.
 //!
 //! The crate builds without protoc and without anything that `setup` installs: a fresh machine needs only
 //! Rust, Go and a linker.
@@ -13,6 +13,7 @@ mod conformance;
 mod demo;
 mod docs;
 mod ebpf;
+mod node_api;
 mod out;
 mod outage;
 mod peers;
@@ -53,6 +54,8 @@ enum Task {
     Conformance(conformance::Args),
     /// Disturb a cluster with fifty pods in every way, and report what became of them.
     Outage(outage::Args),
+    /// Ask the node's API of the kubelet and of Berth as many identities, and compare the statuses.
+    NodeApi(node_api::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Task::Cluster(args) => cluster::run(&args),
         Task::Conformance(args) => conformance::run(&args),
         Task::Outage(args) => outage::run(&args),
+        Task::NodeApi(args) => node_api::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
