@@ -117,8 +117,15 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 
 /// The statuses of a node on a cluster that is ended afterwards.
 fn on(node: Node, dir: &std::path::Path, keep: bool) -> Result<Statuses> {
-    let options =
-        Options { node, etcd: Etcd::Old, goaway_chance: 0.0, audit: Audit::ToNodes, keep, release: false };
+    let options = Options {
+        node,
+        etcd: Etcd::Old,
+        goaway_chance: 0.0,
+        audit: Audit::ToNodes,
+        bootstrap: false,
+        keep,
+        release: false,
+    };
     let cluster = cluster::start(dir, &options)?;
     let asked = ask_all(&cluster);
     if keep && asked.is_err() {
