@@ -202,7 +202,7 @@ pub fn node_status(report: &NodeReport, now: Wall) -> Value {
     addresses.push(json!({ "type": "Hostname", "address": report.hostname }));
     let conditions: Vec<Value> = report.conditions.iter().map(|c| condition(c, now)).collect();
     let handlers: Vec<Value> = report.handlers.iter().map(handler).collect();
-    json!({
+    let mut status = json!({
         "addresses": addresses,
         "capacity": amounts(&report.capacity),
         "allocatable": amounts(&report.allocatable),
@@ -212,7 +212,12 @@ pub fn node_status(report: &NodeReport, now: Wall) -> Value {
         "images": images(&report.images),
         "runtimeHandlers": handlers,
         "features": { "supplementalGroupsPolicy": report.supplemental_groups_policy },
-    })
+    });
+    // Where the node serves streams, the API server need not translate a client's WebSocket.
+    if report.port.is_some() {
+        status["declaredFeatures"] = json!(["ExtendWebSocketsToKubelet"]);
+    }
+    status
 }
 
 fn labels(registration: &Registration) -> BTreeMap<String, String> {

@@ -81,6 +81,7 @@ fn a_node_has_the_shape_that_the_api_type_reads() {
     assert_eq!(status.capacity.unwrap()["memory"].0, "1Gi");
     assert_eq!(status.daemon_endpoints.unwrap().kubelet_endpoint.unwrap().port, 10250);
     assert_eq!(status.features.unwrap().supplemental_groups_policy, Some(true));
+    assert_eq!(status.declared_features.unwrap(), ["ExtendWebSocketsToKubelet"]);
     let handlers = status.runtime_handlers.unwrap();
     assert_eq!(handlers[0].features.as_ref().unwrap().recursive_read_only_mounts, Some(true));
     assert_eq!(object["status"]["conditions"][0]["lastHeartbeatTime"], "2026-01-02T03:04:30Z");
