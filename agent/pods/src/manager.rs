@@ -219,7 +219,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let before = std::mem::replace(&mut self.desired, now);
         if !Arc::ptr_eq(&before.objects, &self.desired.objects) {
             for uid in self.references.holders(&before.objects, &self.desired.objects) {
-                self.send(&uid, WorkerMessage::Objects(Arc::clone(&self.desired.objects)));
+                let Some(live) = self.workers.get(&uid) else { continue };
+                let objects = self.desired.objects.of_pod(&live.desired.pod);
+                self.send(&uid, WorkerMessage::Objects(Arc::new(objects)));
             }
         }
     }

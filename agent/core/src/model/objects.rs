@@ -205,6 +205,29 @@ impl Objects {
         }
     }
 
+    /// What is known of the objects and tokens that this pod refers to, and of no others. A pod keeps this part alone:
+    /// with the whole it would keep an old version of every other pod's objects in memory.
+    pub fn of_pod(&self, pod: &Pod) -> Objects {
+        let mut part = Objects { listed: self.listed, ..Objects::default() };
+        for r in refs(pod) {
+            if let Some(token) = TokenRef::of(pod, &r) {
+                if let Some(value) = self.tokens.get(&token) {
+                    part.put_token(token, value.clone());
+                }
+                continue;
+            }
+            let name = (r.kind, r.namespace, r.name);
+            if let Some(object) = self.known.get(&name) {
+                part.known.insert(name, Arc::clone(object));
+            } else if let Some(why) = self.unknown.get(&name) {
+                part.unknown.insert(name, why.clone());
+            } else if self.absent.contains(&name) {
+                part.absent.insert(name);
+            }
+        }
+        part
+    }
+
     /// The pod's references to unknown objects and tokens, of those that its files and variables are made of. Secrets
     /// for pulling are not among them.
     pub fn unknown_of(&self, pod: &Pod) -> BTreeMap<Ref, Why> {
@@ -223,6 +246,10 @@ impl Objects {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        ids::PodKey,
+        model::{Container, EnvFrom, EnvFromSource},
+    };
 
     fn object(name: &str) -> KeyedData {
         let namespace = "default".parse().unwrap();
@@ -248,6 +275,43 @@ mod tests {
         assert_eq!(get(&objects, ObjectKind::ConfigMap, "one"), "refused: no relationship found");
         objects.put_config_map(object("one"));
         assert_eq!(get(&objects, ObjectKind::ConfigMap, "one"), "one");
+    }
+
+    #[test]
+    fn a_pod_has_its_own_objects_and_tokens_alone() {
+        let key = PodKey { namespace: "default".parse().unwrap(), name: "p".parse().unwrap() };
+        let env = |name: &str| EnvFrom {
+            prefix: String::new(),
+            source: EnvFromSource::ConfigMap(name.into()),
+            optional: true,
+        };
+        let env_from = ["known", "absent", "unknown", "unasked"].map(env).into();
+        let container = Container { env_from, ..Container::new("c".parse().unwrap(), "i") };
+        let pod =
+            Pod { containers: vec![container], ..Pod::new("u".parse().unwrap(), key, "n".parse().unwrap()) };
+        let namespace: Namespace = "default".parse().unwrap();
+        let (kind, mut all) = (ObjectKind::ConfigMap, Objects::default());
+        for name in ["known", "other"] {
+            all.put_config_map(object(name));
+        }
+        all.put_secret(object("known"));
+        for name in ["absent", "other absent"] {
+            all.put_absent(kind, namespace.clone(), name.to_owned());
+        }
+        for name in ["unknown", "other unknown"] {
+            all.put_unknown(kind, namespace.clone(), name.to_owned(), Why::NotAsked);
+        }
+        let (token, other) = (TokenRef::new(&pod, None, 3600), TokenRef::new(&pod, Some("x"), 3600));
+        all.put_token(token.clone(), Value::Absent);
+        all.put_token(other, Value::Absent);
+        let part = all.of_pod(&pod);
+        for name in ["known", "absent", "unknown", "unasked"] {
+            assert_eq!(part.get(kind, &namespace, name), all.get(kind, &namespace, name), "{name}");
+        }
+        assert_eq!(part.names().count(), 2, "{part:?}");
+        assert!(part.tokens.is_empty() && part.unknown.len() == 1, "the pod asks for no token");
+        all.set_listed();
+        assert_eq!(all.of_pod(&pod).get(kind, &namespace, "unasked"), Value::Absent);
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                     self.references.put(&wanted.pod);
                     self.names.take(&wanted.pod.key, uid);
                     // The pod may name an object that it did not name before.
-                    self.send(uid, WorkerMessage::Objects(Arc::clone(&desired.objects)));
+                    self.send(uid, WorkerMessage::Objects(Arc::new(desired.objects.of_pod(&wanted.pod))));
                     self.send(uid, WorkerMessage::Desired(allocated));
                 }
                 if let Some(api) = past {

@@ -73,7 +73,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let (publisher, published) = watch::channel(None);
         let config = WorkerConfig {
             desired: desired.clone(),
-            objects: Arc::clone(&self.desired.objects),
+            objects: Arc::new(self.desired.objects.of_pod(&desired.pod)),
             memory,
             snapshot,
             executor: Arc::clone(&self.executor),
