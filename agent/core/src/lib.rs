@@ -3,13 +3,14 @@
 //! Owns the identities ([`ids`]), the one place for paths and names ([`roots`]), the model of a pod
 //! ([`model`]), the objects that a pod names ([`mod@refs`], [`value`]), Kubernetes quantities ([`quantity`]), clocks as plain
 //! data ([`time`]), statuses and events ([`status`], [`event`]), the admission of pods ([`admit`]), the unsupported parts of a pod
-//! ([`unsupported`]), resizes in place ([`resize`]), the kernel's values for requests and limits ([`resources`]), the ranges of the node's
-//! ports ([`ports`]), sets of objects and their changes ([`shared`]), and the two state machines: [`plan`] for a
-//! pod and [`probe`] for one probe. Beside these: printing of errors ([`error`]), elements of certificates
-//! ([`der`]) and locking of mutexes ([`sync`]).
+//! ([`unsupported`]), resizes in place ([`resize`]), the kernel's values for requests and limits ([`resources`]),
+//! the ranges of the node's ports ([`ports`]), what a process counts about itself ([`metrics`]), sets of objects
+//! and their changes ([`shared`]), and the two state machines: [`plan`] for a pod and [`probe`] for one probe.
+//! Beside these: printing of errors ([`error`]), elements of certificates ([`der`]) and locking of mutexes
+//! ([`sync`]).
 //!
 //! Invariants: the crate does no IO, starts no tasks and reads no clock. Every function gives the same result
-//! for the same input, and none panics on any input.
+//! for the same input, but for the families of [`metrics`], and none panics on any input.
 #![forbid(unsafe_code)]
 
 pub mod admit;
@@ -17,6 +18,7 @@ pub mod der;
 pub mod error;
 pub mod event;
 pub mod ids;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod ports;

@@ -26,6 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-network", &["berth-core", "berth-sys"]),
     ("berth-volumes", &["berth-core", "berth-sys"]),
     ("berth-node", &["berth-core", "berth-sys"]),
+    ("berth-stats", &["berth-core", "berth-sys"]),
     ("berth-server", &["berth-core", "berth-sys", "berth-api"]),
     // The node's API on :10250. Reviews and the node's state come by traits.
     ("berth-nodeapi", &["berth-core", "berth-sys", "berth-spdy"]),
@@ -93,6 +94,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-network",
             "berth-volumes",
             "berth-node",
+            "berth-stats",
             "berth-server",
             "berth-nodeapi",
             "berth-cli",
