@@ -11,6 +11,7 @@ mod command;
 mod events;
 mod hooks;
 mod image_users;
+pub mod metrics;
 mod node_executor;
 mod observe;
 mod pod_locks;

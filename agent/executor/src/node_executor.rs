@@ -10,6 +10,7 @@ use crate::{
     ServiceLister,
     claims::Claims,
     image_users::ImageUsers,
+    metrics,
     pod_locks::{Area, PodLocks},
     slots::Slots,
 };
@@ -36,7 +37,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -281,11 +282,20 @@ impl Executor for NodeExecutor {
     }
 
     async fn perform(&self, context: Context, action: Action) -> ActionResult {
-        within(timeout_of(&action), self.act(context, action)).await.unwrap_or_else(ActionResult::failed)
+        let (operation, begun) = (metrics::operation(&action), Instant::now());
+        let act = within(timeout_of(&action), self.act(context, action));
+        let result = act.await.unwrap_or_else(ActionResult::failed);
+        if let Some(operation) = operation {
+            metrics::count(operation, begun.elapsed(), result.outcome.is_err());
+        }
+        result
     }
 
     async fn observe(&self, pod: &PodUid) -> Result<PodSnapshot, Failure> {
-        self.observe_pod(pod).await
+        let begun = Instant::now();
+        let observed = self.observe_pod(pod).await;
+        metrics::count_relist(begun, observed.is_err());
+        observed
     }
 
     async fn probe(&self, context: Context, id: ContainerId, probe: Probe, of: ContainerName) -> ProbeResult {

@@ -1,6 +1,6 @@
 //! Observation of pods: reads containerd's list, the sandbox records and the pod directories.
 
-use crate::{NodeExecutor, start::exit_of};
+use crate::{NodeExecutor, metrics, start::exit_of};
 use berth_core::{
     error::Chain,
     ids::{ContainerId, PodUid},
@@ -17,13 +17,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
+    time::Instant,
 };
 
 impl NodeExecutor {
     /// Observes every pod that has a container or a sandbox.
     pub(crate) async fn relist(&self) -> Result<NodeEvent, Failure> {
-        let taken = clock::boottime();
-        let list = self.containers().await?;
+        let (taken, begun) = (clock::boottime(), Instant::now());
+        let list = self.containers().await;
+        metrics::count_relist(begun, list.is_err());
+        let list = list?;
         let mut by_pod: BTreeMap<PodUid, Vec<FoundContainer>> = BTreeMap::new();
         for uid in self.sandboxes() {
             by_pod.entry(uid).or_default();

@@ -1,6 +1,6 @@
 //! One run of one probe.
 
-use crate::NodeExecutor;
+use crate::{NodeExecutor, metrics};
 use berth_core::{
     error::Chain,
     ids::{ContainerId, ContainerName},
@@ -49,8 +49,10 @@ impl NodeExecutor {
         let begun = Instant::now();
         let mut tries = 1;
         loop {
+            let run = Instant::now();
             let outcome = self.run_command(id, process, command.clone(), timeout).await;
             let result = outcome.into_result(&command, timeout);
+            metrics::count("exec_sync", run.elapsed(), matches!(result, ProbeResult::Unknown(_)));
             if !matches!(result, ProbeResult::Unknown(_)) || tries >= TRIES || begun.elapsed() >= timeout {
                 return result;
             }

@@ -13,6 +13,7 @@ mod connection;
 mod error;
 pub mod identity;
 pub mod lines;
+pub mod metrics;
 mod null;
 pub mod pool;
 pub mod rate_limit;

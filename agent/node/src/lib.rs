@@ -8,6 +8,7 @@
 
 pub mod cgroup;
 mod error;
+pub mod metrics;
 #[cfg(test)]
 mod testing;
 

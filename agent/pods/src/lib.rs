@@ -7,6 +7,7 @@
 mod executor;
 mod failpoint;
 mod manager;
+pub mod metrics;
 mod names;
 mod pod_cache;
 mod probes;

@@ -5,7 +5,10 @@
 //! one bounded channel. A task waits while the channel is full, so that a busy worker slows only the probes
 //! of its own pod.
 
-use crate::executor::{Context, Executor};
+use crate::{
+    executor::{Context, Executor},
+    metrics::{ProbeSeries, count_probe},
+};
 use berth_core::{
     ids::{ContainerId, ContainerName},
     model::{Pod, Probe, ProbeKind},
@@ -20,7 +23,7 @@ use std::{
     pin::pin,
     sync::Arc,
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -70,12 +73,20 @@ pub(crate) struct ProbeManager {
     news: mpsc::Sender<ProbeUpdate>,
     nudges: watch::Sender<u64>,
     agent_start: Boottime,
+    series: ProbeSeries,
 }
 
 impl ProbeManager {
     pub(crate) fn new(agent_start: Boottime) -> (ProbeManager, mpsc::Receiver<ProbeUpdate>) {
         let (news, receiver) = mpsc::channel(16);
-        (ProbeManager { tasks: BTreeMap::new(), news, nudges: watch::channel(0).0, agent_start }, receiver)
+        let manager = ProbeManager {
+            tasks: BTreeMap::new(),
+            news,
+            nudges: watch::channel(0).0,
+            agent_start,
+            series: ProbeSeries::default(),
+        };
+        (manager, receiver)
     }
 
     /// Tells the tasks that the pod changed, so that readiness probes that have not succeeded run at once.
@@ -99,6 +110,7 @@ impl ProbeManager {
         for w in wanted {
             let key = (w.id.clone(), w.kind);
             let Some(probe) = spec_of(pod, w).filter(|_| !self.tasks.contains_key(&key)) else { continue };
+            self.series.note(pod, &w.container);
             let asker = ProbeWorker {
                 state: self.state(w, &probe, memory, executor.now().boottime),
                 probe,
@@ -188,9 +200,12 @@ impl<H: Executor> ProbeWorker<H> {
                         self.probe.clone(),
                         self.container.clone(),
                     ));
+                    let begun = Instant::now();
                     let answer = caught(ask)
                         .await
                         .unwrap_or_else(|| ProbeResult::Unknown("asking panicked".to_owned()));
+                    let kind = self.state.kind();
+                    count_probe(&self.context.pod, &self.container, kind, &answer, begun.elapsed());
                     if !self.publish(answer).await {
                         return;
                     }

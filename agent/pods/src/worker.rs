@@ -24,6 +24,7 @@ pub(crate) use message::{InitialState, WorkerConfig};
 use crate::{
     executor::{ActionResult, Context, Executor, ObservedChange, PodSnapshot},
     failpoint::{Side, pass},
+    metrics,
     pod_cache::PodCache,
     probes::{ProbeManager, ProbeUpdate, Trouble},
     report::{ActionRecord, Reports},
@@ -98,6 +99,9 @@ struct Worker<H, R> {
     refresh_at: Option<Boottime>,
     probes: ProbeManager,
     timeline: VecDeque<ActionRecord>,
+    /// When the worker began, until its first decision and the pod's start were counted.
+    begun: Instant,
+    counted: metrics::Counted,
     /// Status that was published last. The manager reads it for admission.
     published: watch::Sender<Option<Arc<PodStatus>>>,
     last_gone: bool,
@@ -143,6 +147,8 @@ pub(crate) async fn run<H: Executor, R: Reports>(
         refresh_at: None,
         probes,
         timeline: VecDeque::new(),
+        begun: Instant::now(),
+        counted: metrics::Counted::default(),
         published: config.published,
         last_gone: false,
         published_observed: false,
@@ -204,7 +210,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     /// Makes one decision: stores the memory, begins the actions, publishes the status. Returns true once
     /// nothing of the pod is left.
     fn sync(&mut self) -> bool {
-        let now = self.executor.now();
+        let (now, begun) = (self.executor.now(), Instant::now());
         let p: Plan = plan(&self.desired, &self.cache.seen, &self.memory, now);
         self.memory = p.memory;
         self.wake_at = p.wake_at;
@@ -229,6 +235,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             deadline: None,
         };
         self.probes.reconcile(&p.probes, &self.desired.pod, &self.memory, &self.executor, context);
+        self.count_decision(&p.status, now, begun);
         self.publish(p.status, p.gone);
         false
     }
@@ -303,6 +310,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             }
         }
         self.note(&flight, took, performed.steps, &performed.outcome);
+        metrics::count_action(self.pod(), &flight.action, &performed.outcome);
         if performed.outcome.is_err() && self.cache.failed(&flight.action, now.boottime) {
             self.observe_at = Some(self.observe_at.map_or(now.boottime, |t| t.min(now.boottime)));
         }

@@ -35,6 +35,7 @@ mod image_volumes;
 mod inputs;
 mod kinds;
 mod layout;
+pub mod metrics;
 mod mounts;
 mod nested_mounts;
 mod os;

@@ -1,7 +1,10 @@
 //! Setting up a pod's volumes and keeping their files current.
 
-use crate::{Error, PodFacts, Volumes, atomic, inputs::VolumeInputs, kinds::plugin_of, layout::NODE_DIR, os};
+use crate::{
+    Error, PodFacts, Volumes, atomic, inputs::VolumeInputs, kinds::plugin_of, layout::NODE_DIR, metrics, os,
+};
 use berth_core::model::{Objects, Pod, Volume};
+use std::time::Instant;
 
 impl Volumes {
     /// Sets up all volumes that a container of the pod mounts. A volume that is set up stays as it is, but for files from
@@ -13,7 +16,10 @@ impl Volumes {
         os::make_dirs(&dir, NODE_DIR).map_err(Error::io("create", dir))?;
         let mut failed = None;
         for volume in pod.mounted_volumes() {
-            if let Err(e) = self.mount_one(pod, volume, facts, objects) {
+            let begun = Instant::now();
+            let mounted = self.mount_one(pod, volume, facts, objects);
+            metrics::count_mount(&volume.source, begun.elapsed(), mounted.is_err());
+            if let Err(e) = mounted {
                 let e = e.in_volume(&volume.name);
                 // Only the caller knows whether the error is new: this line may come with every retry.
                 tracing::debug!(pod = %pod.key, volume = %volume.name, error = e.message(), "cannot set up the volume");

@@ -1,7 +1,7 @@
 //! Requests on the pool, also as a `tower::Service` for other HTTP clients on top.
 
 use super::{Body, Pool, Traffic};
-use crate::{Error, identity::Identity};
+use crate::{Error, identity::Identity, metrics};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
@@ -32,6 +32,20 @@ impl Pool {
     /// # Errors
     /// There is no connection or no answer before the deadline, or the connection broke.
     pub async fn ask(
+        &self,
+        traffic: Traffic,
+        request: Request<Full<Bytes>>,
+        deadline: Instant,
+    ) -> Result<Response<Body>, Error> {
+        let begun = Instant::now();
+        let method = request.method().clone();
+        let answer = self.ask_once(traffic, request, deadline).await;
+        let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+        metrics::count(&self.identity().server.url, method.as_str(), code, begun.elapsed());
+        answer
+    }
+
+    async fn ask_once(
         &self,
         traffic: Traffic,
         request: Request<Full<Bytes>>,

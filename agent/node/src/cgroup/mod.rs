@@ -13,7 +13,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
-use crate::Error;
+use crate::{Error, metrics::timed};
 use berth_core::{
     ids::{ContainerId, PodUid},
     model::{Pod, QosClass, ResourceList},
@@ -118,6 +118,10 @@ impl CgroupTree {
     /// # Errors
     /// The kernel refuses; the groups made so far stay for the next try or for [`CgroupTree::remove_pod`].
     pub fn create_pod(&self, pod: &Pod, pids_limit: Option<i64>) -> Result<(), Error> {
+        timed("create", || self.make_pod(pod, pids_limit))
+    }
+
+    fn make_pod(&self, pod: &Pod, pids_limit: Option<i64>) -> Result<(), Error> {
         let values = resources::pod_cgroup(pod, pids_limit);
         let relative = self.pod_dir(pod);
         for h in &self.hierarchies {
@@ -159,6 +163,28 @@ impl CgroupTree {
     /// `linux.cgroupsPath` of a container, for runtimes that manage cgroups themselves (driver `cgroupfs`).
     pub fn container_cgroup(&self, pod: &Pod, id: &ContainerId) -> String {
         Path::new("/").join(self.pod_dir(pod)).join(id.as_str()).to_string_lossy().into_owned()
+    }
+
+    /// The path of a pod's group, relative to each hierarchy's mount.
+    pub fn pod_path(&self, pod: &Pod) -> PathBuf {
+        self.pod_dir(pod)
+    }
+
+    /// The path of the group that holds the pause process, relative to each hierarchy's mount. Only version 2 has
+    /// that group.
+    pub fn pause_path(&self, pod: &Pod) -> PathBuf {
+        self.pod_dir(pod).join(PAUSE_LEAF)
+    }
+
+    /// The paths of the groups above those of pods: of all pods, and of the two lower classes.
+    pub fn paths_above(&self) -> [PathBuf; 3] {
+        [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort].map(|class| self.class_dir(class))
+    }
+
+    /// Mount point of the hierarchy with that controller, and whether it is of version 2.
+    pub fn mount_of(&self, controller: &str) -> Option<(&Path, bool)> {
+        let h = self.hierarchies.iter().find(|h| h.has(controller))?;
+        Some((&h.mount, h.is_v2()))
     }
 
     /// The directory of all pods in each hierarchy.
@@ -218,11 +244,13 @@ impl CgroupTree {
     /// The kernel refuses.
     pub fn update_qos(&self, pods: &[&Pod]) -> Result<(), Error> {
         let burstable = resources::burstable_shares(pods.iter().copied());
-        for h in &self.hierarchies {
-            limits::set_shares(h, &h.mount.join(self.class_dir(QosClass::Burstable)), burstable)?;
-            limits::set_shares(h, &h.mount.join(self.class_dir(QosClass::BestEffort)), MIN_SHARES)?;
-        }
-        Ok(())
+        timed("update", || {
+            for h in &self.hierarchies {
+                limits::set_shares(h, &h.mount.join(self.class_dir(QosClass::Burstable)), burstable)?;
+                limits::set_shares(h, &h.mount.join(self.class_dir(QosClass::BestEffort)), MIN_SHARES)?;
+            }
+            Ok(())
+        })
     }
 
     /// Directory of the helpers' group `name` in the hierarchy that a service manager uses to track processes
@@ -254,6 +282,13 @@ impl CgroupTree {
             write(&h.mount.join(&relative).join("cgroup.procs"), &pid.to_string())?;
         }
         Ok(())
+    }
+
+    /// The processes of the helpers' group `name`; none where the group cannot be read.
+    pub fn helper_pids(&self, name: &str) -> Vec<u32> {
+        let relative = self.helpers.join(name);
+        let in_group = |h: &Hierarchy| procs(&h.mount.join(&relative)).unwrap_or_default();
+        self.hierarchies.iter().map(in_group).find(|pids| !pids.is_empty()).unwrap_or_default()
     }
 
     fn helper(&self, name: &str) -> Result<PathBuf, Error> {

@@ -3,6 +3,7 @@
 use super::{RunningAction, Worker};
 use crate::{
     executor::Executor,
+    metrics,
     pod_cache::EndedRun,
     report::{ActionRecord, PodReport, Reports},
     waiting::{self, WaitReason},
@@ -10,9 +11,13 @@ use crate::{
 use berth_core::{
     event::{Event, EventKind, EventRecord, Involved},
     plan::Failure,
-    status::PodStatus,
+    status::{ContainerState, Phase, PodStatus},
+    time::Now,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// How many ended actions a worker keeps for its reports.
 const RECORDS: usize = 32;
@@ -47,6 +52,34 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             steps,
             failure: outcome.as_ref().err().map(ToString::to_string),
         });
+    }
+
+    /// Counts a decision, and once the pod's start.
+    pub(super) fn count_decision(&mut self, status: &PodStatus, now: Now, begun: Instant) {
+        let first = !std::mem::replace(&mut self.counted.decided, true);
+        let operation = match (status.terminating, first) {
+            (true, _) => "terminating",
+            (false, true) => "create",
+            (false, false) => "sync",
+        };
+        metrics::WORKER_DURATION.observe(&[operation], begun.elapsed());
+        if first {
+            metrics::WORKER_START.observe(&[], begun.saturating_duration_since(self.begun));
+        }
+        if self.counted.start == metrics::StartOf::Unknown {
+            // A pod that an earlier agent started has no start here.
+            let had_a_run = self.memory.containers.values().any(|c| c.run.is_some());
+            self.counted.start =
+                if had_a_run { metrics::StartOf::Counted } else { metrics::StartOf::Awaited };
+        }
+        let runs = status.phase == Phase::Running
+            && status.containers.iter().all(|c| matches!(c.state, ContainerState::Running { .. }));
+        if self.counted.start == metrics::StartOf::Awaited && runs {
+            self.counted.start = metrics::StartOf::Counted;
+            metrics::POD_START.observe(&[], self.begun.elapsed());
+            let since = u64::try_from(now.wall.0.saturating_sub(self.pod().created.0)).unwrap_or(0);
+            metrics::POD_START_SLI.observe(&[], Duration::from_nanos(since));
+        }
     }
 
     pub(super) fn note_ends(&self, ended: impl IntoIterator<Item = EndedRun>) {
