@@ -16,6 +16,7 @@ mod node_api;
 mod service_inputs;
 mod services;
 mod sources;
+mod statistics;
 mod status_manager;
 
 use self::{
@@ -26,6 +27,7 @@ use self::{
     local_api::LocalApi,
     service_inputs::ServicesHealth,
     services::{EngineInputs, ServicesConfig},
+    statistics::NodeStatistics,
     status_manager::StatusManager,
 };
 use crate::{dns::DEFAULT_DOMAIN, lock};
@@ -215,7 +217,16 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         (Some(control_plane), Some(sockets)) => {
             let (api, status, pool) = (api.clone(), Arc::clone(&status), control_plane.pool());
             let serving = serving_tls;
-            let parts = node_api::Parts { roots: roots.clone(), api, status, pool, serving };
+            let statistics = NodeStatistics::new(statistics::Parts {
+                roots: roots.clone(),
+                node: node.clone(),
+                status: Arc::clone(&status),
+                executor: Arc::clone(&executor),
+                cgroups: cgroups.clone(),
+                pool: pool.clone(),
+            });
+            let statistics = Arc::new(statistics);
+            let parts = node_api::Parts { roots: roots.clone(), api, status, pool, serving, statistics };
             Some(node_api::start(&args.node_api, sockets, parts).context("start the node's API")?)
         }
         _ => None,

@@ -187,6 +187,24 @@ pub fn in_net_ns<T: Send>(path: &Path, f: impl FnOnce() -> T + Send) -> Result<T
     .and_then(|inner| inner)
 }
 
+/// Runs `f` for each of these pinned network namespaces, in it, one after the other on one thread of its own. A
+/// path that is no network namespace, because the pod has ended meanwhile, is passed over.
+///
+/// # Errors
+/// The kernel refuses a new thread. A panic of `f` continues in the caller.
+pub fn in_each_net_ns<P: AsRef<Path> + Sync>(paths: &[P], mut f: impl FnMut(usize) + Send) -> Result<()> {
+    on_thread("enter network namespaces", || {
+        for (n, path) in paths.iter().enumerate() {
+            let Ok(ns) = openat(CWD, path.as_ref(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+                continue;
+            };
+            if move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::Network)).is_ok() {
+                f(n);
+            }
+        }
+    })
+}
+
 /// Runs `f` on a new thread. The thread ends with `f`, and with it the membership in the namespaces that `f`
 /// entered.
 fn on_thread<T: Send>(what: &'static str, f: impl FnOnce() -> T + Send) -> Result<T> {

@@ -37,6 +37,7 @@ use berth_source::{
     node::{NodeReport, Registration},
 };
 use images::Images;
+pub(super) use node_report::KUBELET_VERSION;
 use node_report::{is_ready, machine, node_report};
 use pace::pace;
 use runtime_state::RuntimeState;

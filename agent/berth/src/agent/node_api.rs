@@ -6,7 +6,6 @@
 mod backend;
 mod configuration;
 mod log_reader;
-mod no_statistics;
 mod reviewer;
 mod streams;
 
@@ -16,10 +15,9 @@ use backend::Backend;
 use berth_core::roots::Roots;
 use berth_kube::pool::Pool;
 use berth_nodeapi::{
-    Authenticator, Authorizer, Limits, NodeApi, NodeBackend, Reviewer, Routes, health, listen,
+    Authenticator, Authorizer, Limits, NodeApi, NodeBackend, Reviewer, Routes, Statistics, health, listen,
     tls::{self, ClientCa, ServingFiles, self_made},
 };
-use no_statistics::NoStatistics;
 use reviewer::ApiReviewer;
 use rustls::server::ResolvesServerCert;
 use std::{
@@ -106,6 +104,7 @@ pub(crate) struct Parts {
     pub(crate) status: Arc<StatusManager>,
     pub(crate) pool: Pool,
     pub(crate) serving: ServingTls,
+    pub(crate) statistics: Arc<dyn Statistics>,
 }
 
 /// The running servers.
@@ -147,7 +146,7 @@ pub(crate) fn start(args: &NodeApiArgs, sockets: Sockets, parts: Parts) -> anyho
             authorizer: Authorizer::new(reviewer),
             routes: Routes {
                 node,
-                statistics: Arc::new(NoStatistics),
+                statistics: parts.statistics,
                 streams: berth_nodeapi::Streams::new(streams),
                 node_logs: NODE_LOGS.into(),
             },

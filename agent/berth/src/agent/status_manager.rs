@@ -62,6 +62,15 @@ struct Entry {
     torn_down: bool,
 }
 
+/// A pod that has a worker, with its last status.
+#[derive(Debug, Clone)]
+pub(crate) struct PodState {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) status: Arc<PodStatus>,
+    /// Whether a source still has the pod.
+    pub(crate) desired: bool,
+}
+
 impl StatusManager {
     pub(crate) fn new(
         cache: WatchCache,
@@ -146,6 +155,18 @@ impl StatusManager {
         let entries = self.entries();
         let report = &entries.get(uid)?.report;
         Some((Arc::clone(&report.pod), Arc::clone(&report.status)))
+    }
+
+    /// The pods of which something is left on the node, with their last statuses.
+    pub(crate) fn pod_states(&self) -> Vec<PodState> {
+        let entries = self.entries();
+        let there = entries.values().filter(|e| !e.torn_down);
+        let state = |e: &Entry| PodState {
+            pod: Arc::clone(&e.report.pod),
+            status: Arc::clone(&e.report.status),
+            desired: self.desired(&e.report.pod.uid).is_some(),
+        };
+        there.map(state).collect()
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {

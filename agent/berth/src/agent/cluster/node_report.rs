@@ -10,7 +10,7 @@ use std::fs;
 const MAX_PODS: &str = "110";
 
 /// The version of the kubelet whose behaviour this agent has. An API server refuses a node that is newer than itself.
-const KUBELET_VERSION: &str = concat!("v1.36.3+berth-", env!("CARGO_PKG_VERSION"));
+pub(crate) const KUBELET_VERSION: &str = concat!("v1.36.3+berth-", env!("CARGO_PKG_VERSION"));
 
 /// The report on the node as it is now. `machine` is what does not change while the agent runs.
 pub(super) fn node_report(
