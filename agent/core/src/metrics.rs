@@ -21,6 +21,9 @@ pub const OTHER: &str = "other";
 /// Upper bounds of a histogram, in seconds, that suit most durations: Prometheus' default ones.
 pub const DEFAULT_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// The label values of a series, in the order of the family's labels.
+type LabelValues = Box<[Box<str>]>;
+
 /// The series of one name: a value for each combination of label values.
 #[derive(Debug)]
 pub struct MetricFamily<V> {
@@ -29,7 +32,7 @@ pub struct MetricFamily<V> {
     labels: &'static [&'static str],
     bounds: &'static [f64],
     /// Sorted by label values.
-    series: Mutex<Vec<(Box<[Box<str>]>, V)>>,
+    series: Mutex<Vec<(LabelValues, V)>>,
 }
 
 /// MetricFamily of numbers that only grow.
@@ -108,7 +111,7 @@ impl<V> MetricFamily<V> {
         }
         let mut series = lock(&self.series);
         let mut place = series.binary_search_by(|(own, _)| compare(own, labels));
-        let mut owned: Box<[Box<str>]> = Box::default();
+        let mut owned = LabelValues::default();
         if place.is_err() {
             if series.len() < MAX_SERIES - 1 {
                 owned = labels.iter().map(|&l| l.into()).collect();

@@ -189,6 +189,15 @@ impl Inner {
         reading
     }
 
+    /// Seconds until the client certificate expires.
+    fn client_ttl(&self) -> Option<f64> {
+        let identity = self.pool.identity();
+        let end = identity.certificate.as_ref()?.not_after.as_second();
+        let left = end.saturating_sub(clock::wall().seconds());
+        // A certificate does not live for more than 30 bits of seconds by far.
+        Some(f64::from(i32::try_from(left).unwrap_or(i32::MAX)))
+    }
+
     fn agent_facts(&self, process: Option<ProcessUse>, tasks: usize) -> agent::AgentFacts {
         agent::AgentFacts {
             node: self.node.borrow().name.to_string(),
@@ -197,6 +206,7 @@ impl Inner {
             cgroup_v2: self.mounts.unified.is_some(),
             booted: self.machine.booted,
             process,
+            client_ttl: self.client_ttl(),
             tasks: u64::try_from(tasks).unwrap_or(u64::MAX),
             pods: pods::counts(&self.status),
             helpers: facts::helpers(&self.cgroups),
