@@ -254,4 +254,35 @@ mod tests {
         let both = "stdout F one\nstdout P two\nstderr P three";
         assert_eq!(tail(both, 2), "two,three");
     }
+
+    #[test]
+    fn a_log_is_read_over_a_rotation_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "t");
+        let key = PodKey { namespace: Namespace::new("ns").unwrap(), name: PodName::new("p").unwrap() };
+        let (uid, container) = (PodUid::new("u").unwrap(), ContainerName::new("c").unwrap());
+        let path = roots.pod_log_dir(&key, &uid).join("c");
+        std::fs::create_dir_all(&path).unwrap();
+        let current = path.join("0.log");
+        let record = |text: &str| format!("2026-01-02T03:04:05.000000006Z stdout F {text}\n");
+        let append = |text: &str| {
+            let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&current).unwrap();
+            std::io::Write::write_all(&mut file, record(text).as_bytes()).unwrap();
+        };
+        append("one");
+        let set = LogSet::open(&roots, &key, &uid, &container, Attempt(0)).unwrap();
+        let mut follow = set.follow(ReadFrom::Start).unwrap();
+        let mut read = || {
+            let mut texts = Vec::new();
+            while follow.read(&mut |r| texts.push(String::from_utf8(r.text.to_vec()).unwrap())).unwrap() {}
+            texts.join(",")
+        };
+        assert_eq!((read(), read()), ("one".into(), String::new()));
+        append("two");
+        std::fs::rename(&current, path.join("0.log.20260102-030405")).unwrap();
+        append("three");
+        assert_eq!((read(), read()), ("two,three".into(), String::new()));
+        append("four");
+        assert_eq!(read(), "four");
+    }
 }
