@@ -181,6 +181,11 @@ impl Statistics for NodeStatistics {
 impl Inner {
     fn read(&self, depth: Depth) -> NodeReading {
         let mut reading = pods::named(&self.roots, &self.cgroups, &self.status.pod_states());
+        // Groups above the pods are as old as the machine, for all that readers can tell.
+        let above = reading.above.iter_mut().chain(reading.system.iter_mut().map(|(_, group)| group));
+        for group in above.chain([&mut reading.root]) {
+            group.started = Some(self.machine.booted);
+        }
         fill(&mut reading, &self.mounts, depth, clock::now());
         if depth == Depth::Full {
             pods::read_networks(&mut reading, &self.roots);

@@ -135,8 +135,9 @@ fn log_dir(roots: &Roots, state: &PodState, container: &str) -> PathBuf {
     roots.pod_log_dir(&state.pod.key, &state.pod.uid).join(container)
 }
 
+/// Whether a volume is a directory on the node's disk and no file system of its own.
 fn on_disk(source: &VolumeSource) -> bool {
-    matches!(source, VolumeSource::EmptyDir { medium: Medium::Disk, .. })
+    matches!(source, VolumeSource::EmptyDir { medium: Medium::Disk, .. } | VolumeSource::ConfigMap(_))
 }
 
 impl Known {
