@@ -46,6 +46,10 @@ enum Role {
     /// Terminate all pods because the machine shuts down; none is started until the next boot.
     /// Called by a service manager.
     Shutdown(shutdown::ShutdownArgs),
+    /// Make this machine a node of a cluster by a bootstrap token.
+    Join(Box<berth_join::JoinArgs>),
+    /// Take this machine out of its cluster.
+    Leave(berth_join::LeaveArgs),
     #[command(flatten)]
     Cli(berth_cli::Command),
 }
@@ -70,6 +74,8 @@ fn main() -> ExitCode {
         Role::Dns(args) => dns::run(roots, args),
         Role::Reset => reset::run(&roots),
         Role::Shutdown(args) => shutdown::run(&roots, &args),
+        Role::Join(join) => berth_join::join(&roots, args.roots.as_deref(), &join).map_err(Into::into),
+        Role::Leave(leave) => berth_join::leave(&roots, &leave).map_err(Into::into),
         Role::ProbeExec => return berth_probe::exec_helper::main(),
         Role::Cli(command) => return berth_cli::run(&roots, command),
     };

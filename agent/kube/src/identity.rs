@@ -6,12 +6,13 @@
 //! connections then loads another identity. Certificate and key are two files and can be read while only one
 //! of them has been replaced: that load fails, the old identity stays, and the next check loads both.
 
+mod bootstrap;
 mod certificate;
 mod exec;
 mod kubeconfig;
 mod tls;
-mod write;
 
+pub use bootstrap::{DiscoveredCluster, with_token};
 pub use certificate::Certificate;
 pub use exec::DEADLINE as PLUGIN_DEADLINE;
 pub use kubeconfig::Wrong;
@@ -333,6 +334,29 @@ impl Identity {
             made: None,
             ..of.clone()
         }
+    }
+
+    /// An identity without credentials, for what everybody may read. Without `ca` every server is accepted: what it
+    /// says has to be checked by other means.
+    ///
+    /// # Errors
+    /// The text is no URL of a server, or `ca` has no certificate in PEM.
+    pub fn anonymous(server: &str, ca: Option<&[u8]>) -> Result<Identity, Error> {
+        let path = PathBuf::from("(none)");
+        let wrong = |wrong| Error::Kubeconfig { path: path.clone(), wrong };
+        let chosen = Chosen::anonymous(server, ca.is_none());
+        let (server, secure) = self::server(&chosen).map_err(wrong)?;
+        let read = Read {
+            chosen,
+            server,
+            secure,
+            ca: ca.map(|pem| ("the CA".to_owned(), pem.to_vec())),
+            certificate: None,
+            key: None,
+            token: None,
+            files: Vec::new(),
+        };
+        Source { kubeconfig: path, context: None }.build(read, None)
     }
 
     /// Whether there are credentials to connect with.

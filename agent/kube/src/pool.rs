@@ -160,6 +160,11 @@ impl Pool {
         Pool::with(source, identity, Some(reason.to_owned()))
     }
 
+    /// A pool of an identity that comes from no kubeconfig and does not change.
+    pub fn of(identity: Identity) -> Pool {
+        Pool::with(Source { kubeconfig: std::path::PathBuf::new(), context: None }, identity, None)
+    }
+
     fn with(source: Source, identity: Identity, problem: Option<String>) -> Pool {
         let state = State {
             identity: Arc::new(identity),

@@ -45,6 +45,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-ebpf-tables",
         ],
     ),
+    // A machine becomes a node of a cluster and leaves it: asks the API server, writes files, reads the agent's status.
+    ("berth-join", &["berth-core", "berth-sys", "berth-api", "berth-kube"]),
     // Service data plane: abi holds the shared types; decide is shared by the eBPF programs, tests and `berth
     // trace`.
     ("berth-ebpf-abi", &[]),
@@ -87,6 +89,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-helper",
             "berth-source",
             "berth-kube",
+            "berth-join",
             "berth-cluster",
             "berth-runtime",
             "berth-logd",

@@ -227,7 +227,26 @@ pub(super) fn choose(text: &str, context: Option<&str>) -> Result<Chosen, Wrong>
     Ok(chosen)
 }
 
+/// The one cluster of a kubeconfig that need not have users, as that of the ConfigMap `cluster-info`.
+pub(super) fn only_cluster(text: &str) -> Result<Cluster, Wrong> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    let file: File = serde_saphyr::from_str_with_options(text, options)
+        .map_err(|_unreadable| Wrong::new("", "the text is no YAML of a kubeconfig"))?;
+    match <[NamedCluster; 1]>::try_from(file.clusters) {
+        Ok([only]) => Ok(only.cluster),
+        Err(all) => Err(Wrong::new("clusters", format!("must have one cluster, has {}", all.len()))),
+    }
+}
+
 impl Chosen {
+    /// A server without a user.
+    pub(super) fn anonymous(server: &str, insecure: bool) -> Chosen {
+        let cluster =
+            Cluster { server: server.to_owned(), insecure_skip_tls_verify: insecure, ..Cluster::default() };
+        let (cluster_field, user_field) = ("clusters[].cluster".to_owned(), "users[].user".to_owned());
+        Chosen { cluster, cluster_field, user: User::default(), user_field }
+    }
+
     /// Refuses combinations that client-go refuses, and fields that this client does not support.
     fn check(&self) -> Result<(), Wrong> {
         let cluster = |name: &str, reason: &str| Err(Wrong::new(self.cluster_field(name), reason));
