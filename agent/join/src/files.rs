@@ -52,9 +52,17 @@ impl Files {
     /// What is there of an earlier join.
     pub(crate) fn present(&self) -> Vec<PathBuf> {
         let all = [&self.bootstrap, &self.kubeconfig, &self.ca, &self.options, &self.unit];
-        let mut found: Vec<PathBuf> = all.into_iter().filter(|path| path.exists()).cloned().collect();
+        // A CA beside its key is a control plane's own, and no file of a node.
+        let is_control_plane = self.ca.with_extension("key").exists();
+        let of_node = |path: &&&PathBuf| path.exists() && !(is_control_plane && **path == &self.ca);
+        let mut found: Vec<PathBuf> = all.iter().filter(of_node).map(|path| (*path).clone()).collect();
         found.extend(self.certificates());
         found
+    }
+
+    /// Whether a join of this program made this node, and not another agent's.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.options.exists() || self.unit.exists()
     }
 
     /// The files of the node's certificates, with keys of requests that are not answered.
@@ -130,6 +138,7 @@ impl Start<'_> {
         words.push("agent".to_owned());
         words.push(format!("--kubeconfig={}", self.files.kubeconfig.display()));
         words.push(format!("--bootstrap-kubeconfig={}", self.files.bootstrap.display()));
+        words.push(format!("--client-ca-file={}", self.files.ca.display()));
         words
     }
 
@@ -218,6 +227,18 @@ mod tests {
     }
 
     #[test]
+    fn the_ca_of_a_control_plane_is_no_file_of_a_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path());
+        NewFile { path: files.ca.clone(), text: String::new(), mode: 0o644 }.write().unwrap();
+        assert_eq!((files.present().len(), files.is_ours()), (1, false));
+        NewFile { path: files.ca.with_extension("key"), text: String::new(), mode: 0o600 }.write().unwrap();
+        assert_eq!(files.present().len(), 0);
+        NewFile { path: files.options.clone(), text: String::new(), mode: 0o644 }.write().unwrap();
+        assert!(files.is_ours());
+    }
+
+    #[test]
     fn the_agent_is_started_with_what_the_cluster_says() {
         let files = files(Path::new("/x"));
         let defaults = Defaults {
@@ -238,7 +259,8 @@ mod tests {
         let options = "--cluster-dns=10.96.0.10 --cluster-domain=cluster.local --service-cidr=10.96.0.0/16 --masquerade \
                        --non-masquerade-cidr=10.244.0.0/16 --rotate-server-certificates --uplink=eth0";
         let fixed = "/usr/local/bin/berth agent --kubeconfig=/x/etc/kubernetes/kubelet.conf \
-                     --bootstrap-kubeconfig=/x/etc/kubernetes/bootstrap-kubelet.conf";
+                     --bootstrap-kubeconfig=/x/etc/kubernetes/bootstrap-kubelet.conf \
+                     --client-ca-file=/x/etc/kubernetes/pki/ca.crt";
         assert_eq!(start.command(), format!("{fixed} {options}"));
         let [env, unit] = start.unit();
         assert!(env.text.ends_with(&format!("\nBERTH_AGENT_OPTIONS={options}\n")), "{}", env.text);

@@ -133,6 +133,11 @@ async fn run(roots: &Roots, roots_file: Option<&Path>, args: &JoinArgs) -> Resul
 /// Writes what the agent bootstraps with.
 fn write(files: &Files, cluster: &DiscoveredCluster, token: &Token) -> Result<(), Error> {
     let ca = String::from_utf8_lossy(&cluster.ca).into_owned();
+    let is_there = std::fs::read(&files.ca).is_ok_and(|there| there == cluster.ca);
+    if !is_there && files.ca.exists() {
+        let reason = "it is there, beside its key, and is of another cluster".to_owned();
+        return Err(Error::File { what: "write", path: files.ca.clone(), reason });
+    }
     written(&NewFile { path: files.ca.clone(), text: ca, mode: 0o644 })?;
     let text = with_token(cluster, &token.reveal());
     written(&NewFile { path: files.bootstrap.clone(), text, mode: 0o600 })

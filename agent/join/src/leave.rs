@@ -38,8 +38,9 @@ pub fn leave(roots: &Roots, args: &LeaveArgs) -> Result<(), Error> {
 async fn run(roots: &Roots, args: &LeaveArgs) -> Result<(), Error> {
     let files = Files::below(&args.etc, roots);
     let there = files.present();
-    if there.is_empty() {
-        tell("This node has not joined a cluster; there is nothing to delete");
+    // The files of a kubelet have the same names and are its own.
+    if there.is_empty() || !files.is_ours() {
+        tell("This node has not joined a cluster by `berth join`; there is nothing to delete");
         return Ok(());
     }
     if args.dry_run {
@@ -107,6 +108,10 @@ mod tests {
         }
         leave(&roots, &args(true)).unwrap();
         assert_eq!(files.present().len(), 4);
+        std::fs::remove_file(&files.options).unwrap();
+        leave(&roots, &args(false)).unwrap();
+        assert_eq!(files.present().len(), 3, "a kubelet's files are left alone");
+        NewFile { path: files.options.clone(), text: String::new(), mode: 0o644 }.write().unwrap();
         leave(&roots, &args(false)).unwrap();
         assert_eq!(files.present(), Vec::<PathBuf>::new());
     }
