@@ -44,12 +44,13 @@ impl Drop for Fifos {
 
 /// Removes the FIFOs that a dead agent has left.
 pub(crate) fn clear(roots: &Roots) {
-    let dir = roots.exec_sessions_dir();
-    match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(dir = %dir.display(), %error, "cannot remove the FIFOs of an earlier agent");
+    for dir in [roots.exec_sessions_dir(), roots.exec_fifos_dir()] {
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(dir = %dir.display(), %error, "cannot remove the FIFOs of an earlier agent");
+            }
+            _ => {}
         }
-        _ => {}
     }
 }
 
