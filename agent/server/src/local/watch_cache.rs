@@ -56,6 +56,12 @@ impl Published {
         self.json.clone()
     }
 
+    /// The `v1.Pod` with its status, decoded for this call; `None` where the view cannot be encoded.
+    pub fn object(&self) -> Option<serde_json::Value> {
+        let mut whole: serde_json::Value = serde_json::from_slice(self.json.as_deref()?).ok()?;
+        whole.get_mut("object").map(serde_json::Value::take)
+    }
+
     /// The frame of a `pod` reply, ready to be sent.
     pub fn frame(&self) -> Option<Result<Vec<u8>, Error>> {
         let json = self.json()?;
@@ -293,6 +299,12 @@ mod tests {
                 Change::Resync => "resync".to_owned(),
             })
             .collect()
+    }
+
+    #[test]
+    fn the_object_of_a_pod_is_there_when_it_is_asked_for() {
+        let published = Published::of(view(1));
+        assert_eq!(published.object(), Some(serde_json::json!({ "metadata": {} })));
     }
 
     #[test]

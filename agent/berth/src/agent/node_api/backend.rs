@@ -43,7 +43,8 @@ fn list<T: Serialize>(items: Vec<T>) -> Result<Bytes, Unavailable> {
 /// A pod as the runtime knows it; `None` where no container runs.
 fn running(pod: &Published) -> Option<Value> {
     let view = &pod.view;
-    let spec = &view.object["spec"];
+    let object = pod.object()?;
+    let spec = &object["spec"];
     let all =
         [&spec["containers"], &spec["initContainers"]].into_iter().filter_map(Value::as_array).flatten();
     let runs = |c: &&Value| view.containers.iter().any(|running| c["name"] == running.name.as_str());
@@ -112,7 +113,7 @@ impl NodeBackend for Backend {
     fn pods(&self) -> Boxed<'_, Result<Bytes, Unavailable>> {
         Box::pin(async {
             let pods = self.api.cache.pods();
-            list(pods.iter().map(|pod| &pod.view.object).collect())
+            list(pods.iter().filter_map(|pod| pod.object()).collect())
         })
     }
 
