@@ -13,7 +13,12 @@ use anyhow::{Context, Result, bail};
 use berth_harness::tools;
 use differences::Differences;
 use identities::{Identity, make};
-use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// Port of the node's API.
 const PORT: u16 = 10250;
@@ -116,7 +121,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 /// The statuses of a node on a cluster that is ended afterwards.
-fn on(node: Node, dir: &std::path::Path, keep: bool) -> Result<Statuses> {
+fn on(node: Node, dir: &Path, keep: bool) -> Result<Statuses> {
     let options = Options {
         node,
         etcd: Etcd::Old,
@@ -143,7 +148,7 @@ fn ask_all(cluster: &Cluster) -> Result<Statuses> {
     out::timed("ask the node's API", || {
         for identity in &identities {
             for method in METHODS {
-                let codes = ask(identity, method, &base)?;
+                let codes = ask(identity, method, &base, &cluster.file("curl"))?;
                 for (path, code) in PATHS.iter().zip(codes) {
                     statuses.insert((identity.name.to_owned(), method.to_owned(), (*path).to_owned()), code);
                 }
@@ -154,8 +159,8 @@ fn ask_all(cluster: &Cluster) -> Result<Statuses> {
     Ok(statuses)
 }
 
-/// The statuses of one identity's requests with one method, in the order of [`PATHS`].
-fn ask(identity: &Identity, method: &str, base: &str) -> Result<Vec<u16>> {
+/// The statuses of one identity's requests with one method, in the order of [`PATHS`]. `file` is for curl's configuration.
+fn ask(identity: &Identity, method: &str, base: &str, file: &Path) -> Result<Vec<u16>> {
     let mut config =
         "silent\ninsecure\npath-as-is\nmax-time = 20\nwrite-out = \"%{http_code}\\n\"\n".to_owned();
     config += &if method == "HEAD" { "head\n".to_owned() } else { format!("request = {method}\n") };
@@ -165,9 +170,8 @@ fn ask(identity: &Identity, method: &str, base: &str) -> Result<Vec<u16>> {
     for path in PATHS {
         writeln!(config, "url = \"{base}{path}\"\noutput = /dev/null")?;
     }
-    let file = tools::cache()?.join("node-api-curl");
-    std::fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-    let answer = Command::new("curl").arg("--config").arg(&file).output().context("cannot run curl")?;
+    std::fs::write(file, config).with_context(|| format!("cannot write {}", file.display()))?;
+    let answer = Command::new("curl").arg("--config").arg(file).output().context("cannot run curl")?;
     let text = String::from_utf8_lossy(&answer.stdout);
     let codes: Vec<u16> = text.lines().map(|line| line.parse().unwrap_or_default()).collect();
     if codes.len() != PATHS.len() || codes.contains(&0) {
