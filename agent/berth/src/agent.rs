@@ -224,6 +224,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
                 executor: Arc::clone(&executor),
                 cgroups: cgroups.clone(),
                 pool: pool.clone(),
+                serving: serving.clone(),
             });
             let statistics = Arc::new(statistics);
             let parts = node_api::Parts { roots: roots.clone(), api, status, pool, serving, statistics };

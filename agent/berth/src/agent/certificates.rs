@@ -39,6 +39,12 @@ impl ServingTls {
         }
     }
 
+    /// Seconds until the end of a certificate that the cluster signed; `None` for any other.
+    pub(crate) fn ttl_seconds(&self) -> Option<f64> {
+        let ServingTls::Signed(_, health) = self else { return None };
+        Some(health.state().ttl_seconds(Timestamp::now()))
+    }
+
     /// State of the certificate; `None` for one that the node makes for itself at each start.
     fn state(&self) -> Option<CertificateState> {
         match self {

@@ -11,6 +11,7 @@ mod facts;
 mod families;
 mod pods;
 
+use super::certificates::ServingTls;
 use super::{cluster::KUBELET_VERSION, node::NodeWatch, status_manager::StatusManager};
 use berth_core::{roots::Roots, sync::lock};
 use berth_executor::NodeExecutor;
@@ -52,6 +53,7 @@ struct Inner {
     mounts: GroupMounts,
     machine: MachineFacts,
     pool: Pool,
+    serving: ServingTls,
     rates: Mutex<Rates>,
     disks: Disks,
     /// The last reading and its depth. The lock is held while another is made.
@@ -66,11 +68,12 @@ pub(crate) struct Parts {
     pub(crate) executor: Arc<NodeExecutor>,
     pub(crate) cgroups: CgroupTree,
     pub(crate) pool: Pool,
+    pub(crate) serving: ServingTls,
 }
 
 impl NodeStatistics {
     pub(crate) fn new(parts: Parts) -> NodeStatistics {
-        let Parts { roots, node, status, executor, cgroups, pool } = parts;
+        let Parts { roots, node, status, executor, cgroups, pool, serving } = parts;
         let mounts = mounts(&cgroups);
         let machine = MachineFacts::read(&roots);
         NodeStatistics(Arc::new(Inner {
@@ -83,6 +86,7 @@ impl NodeStatistics {
             mounts,
             machine,
             pool,
+            serving,
             rates: Mutex::default(),
             last: AsyncMutex::default(),
         }))
@@ -212,10 +216,10 @@ impl Inner {
             booted: self.machine.booted,
             process,
             client_ttl: self.client_ttl(),
+            server_ttl: self.serving.ttl_seconds(),
             tasks: u64::try_from(tasks).unwrap_or(u64::MAX),
             pods: pods::counts(&self.status),
             helpers: facts::helpers(&self.cgroups),
-            ..agent::AgentFacts::default()
         }
     }
 }
