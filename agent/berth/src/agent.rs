@@ -6,6 +6,7 @@ pub(crate) mod args;
 mod certificates;
 mod cluster;
 mod cluster_dns;
+mod control_plane;
 mod exec_session;
 mod host_network;
 mod housekeeping;

@@ -28,7 +28,6 @@ use tokio::{
 };
 
 pub use health::SourceHealth;
-pub(crate) use kinds::{bad, meta};
 
 /// Changes of a set that may wait for the task.
 const WAITING: usize = 64;

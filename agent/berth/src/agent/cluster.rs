@@ -3,7 +3,6 @@
 //! [`ControlPlane`] owns the connections and the source. [`Publishing`] owns the tasks that report: the lease, the Node,
 //! the statuses of pods and events. They end with these values; the pods keep running.
 
-mod health;
 mod images;
 mod node_report;
 mod pace;
@@ -12,6 +11,7 @@ mod runtime_state;
 use super::{
     args::AgentArgs,
     certificates::{self, CertificatesHealth, ServingTls},
+    control_plane::ControlPlaneHealth,
     local_api::LocalApi,
     node::{ApiNode, LabelsAndTaints, NodeWatch},
     sources::Latest,
@@ -46,8 +46,6 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
-
-pub(crate) use health::ControlPlaneHealth;
 
 /// A control plane, with the node's desired state.
 pub(crate) struct ControlPlane {

@@ -2,8 +2,8 @@
 
 use super::{
     api_error::{from_runtime, unavailable},
-    cluster::ControlPlaneHealth,
     cluster_dns::DnsHealth,
+    control_plane::ControlPlaneHealth,
     exec_session::{self, LocalExec},
     host_network::Host,
     service_inputs::ServicesHealth,

@@ -1,7 +1,7 @@
 //! One followed ConfigMap or Secret.
 
 use super::Answer;
-use crate::source::{bad, meta};
+use crate::object::{bad, meta};
 use berth_core::{
     model::{ObjectKind, ObjectName},
     value::Why,

@@ -1,11 +1,12 @@
 //! The sets of objects that make up the node's desired state, as the reflectors follow them.
 
+use crate::object::{bad, meta};
 use berth_core::{
     ids::NodeName,
     model::{EndpointSlice, Service},
 };
-use berth_kube::reflector::{Bad, Kind, Meta, ResourceVersion};
-use berth_source::cluster::{self, ApiPod, ObjectError, ObjectId};
+use berth_kube::reflector::{Bad, Kind, Meta};
+use berth_source::cluster::{self, ApiPod};
 
 /// The pods that are bound to this node.
 pub(super) struct Pods {
@@ -78,20 +79,4 @@ impl Kind for EndpointSlices {
         let (id, slice) = cluster::endpoint_slice(json).map_err(bad)?;
         Ok((meta(id)?, slice))
     }
-}
-
-/// The identity of an object as the reflector has it.
-pub(crate) fn meta(id: ObjectId) -> Result<Meta, Bad> {
-    let resource_version = ResourceVersion::new(&id.resource_version)
-        .ok_or_else(|| Bad("metadata.resourceVersion: is required".to_owned()))?;
-    if id.name.is_empty() {
-        return Err(Bad("metadata.name: is required".to_owned()));
-    }
-    let (namespace, name, uid) = (id.namespace.into(), id.name.into(), id.uid.into());
-    Ok(Meta { namespace, name, uid, resource_version })
-}
-
-/// An object that cannot be read.
-pub(crate) fn bad(error: ObjectError) -> Bad {
-    Bad(error.to_string())
 }
