@@ -126,9 +126,9 @@ pub struct ExecSpec {
 /// A terminal's size in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
-    /// Columns.
+    /// Width of the terminal in columns.
     pub width: u16,
-    /// Rows.
+    /// Height of the terminal in rows.
     pub height: u16,
 }
 

@@ -6,6 +6,11 @@ pub const SEQUENCE: u8 = 0x30;
 pub const SET: u8 = 0x31;
 /// Tag of an object identifier.
 pub const OBJECT_ID: u8 = 0x06;
+/// The object identifier 2.5.4.3, common name.
+pub const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+
+/// The explicit tag of a certificate's version.
+const VERSION: u8 = 0xa0;
 
 /// The first element: its tag, its content, and the remaining bytes. `None` if the bytes have no element.
 pub fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
@@ -28,6 +33,15 @@ pub fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 pub fn of_tag(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (is, content, rest) = element(der)?;
     (is == tag).then_some((content, rest))
+}
+
+/// The fields of a certificate after its version: serial number, signature algorithm, issuer, validity, subject, key and
+/// extensions (RFC 5280 4.1). `None` if the bytes do not begin as a certificate.
+pub fn certificate_fields(der: &[u8]) -> Option<&[u8]> {
+    let (certificate, _) = of_tag(der, SEQUENCE)?;
+    let (to_be_signed, _) = of_tag(certificate, SEQUENCE)?;
+    // The version is present from version 2 on.
+    Some(of_tag(to_be_signed, VERSION).map_or(to_be_signed, |(_, rest)| rest))
 }
 
 /// An attribute of a distinguished name: object identifier, tag and content of the value.
@@ -65,5 +79,18 @@ mod tests {
         assert_eq!(attributes(&name), Some(vec![(&[0x55, 4][..], 0x0c, &b"n"[..])]));
         assert_eq!(attributes(&name[..6]), None);
         assert_eq!(attributes(&[]), Some(Vec::new()));
+    }
+
+    #[test]
+    fn the_fields_of_a_certificate_follow_its_version_where_it_has_one() {
+        let with = |version: &[u8]| {
+            let fields = [version, &[0x02, 1, 7]].concat();
+            let inner = [&[0x30, u8::try_from(fields.len()).unwrap()][..], &fields].concat();
+            [&[0x30, u8::try_from(inner.len()).unwrap()][..], &inner].concat()
+        };
+        let serial = &[0x02, 1, 7][..];
+        assert_eq!(certificate_fields(&with(&[0xa0, 3, 2, 1, 2])), Some(serial));
+        assert_eq!(certificate_fields(&with(&[])), Some(serial));
+        assert_eq!(certificate_fields(&[0x02, 1, 7]), None);
     }
 }

@@ -1,5 +1,5 @@
-//! Metrics that a process counts about itself: families of counters, gauges and histograms in the terms of
-//! Prometheus.
+//! Metrics that a process counts about itself, in the terms of Prometheus: families of counters, gauges and
+//! histograms.
 //!
 //! A crate declares its families as statics in a module `metrics` of its own and counts where the thing
 //! happens. The statistics endpoint reads all of them by [`ReadFamily`]. Every family starts empty with the
@@ -72,7 +72,7 @@ pub enum FamilyType {
     Counter,
     /// Numbers that come and go.
     Gauge,
-    /// Distributions.
+    /// Durations, counted by the buckets into which they fall.
     Histogram,
 }
 
@@ -193,57 +193,58 @@ impl Histogram {
     }
 }
 
-impl ReadFamily for Counter {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-    fn help(&self) -> &'static str {
-        self.help
-    }
-    fn labels(&self) -> &'static [&'static str] {
-        self.labels
-    }
-    fn family_type(&self) -> FamilyType {
-        FamilyType::Counter
-    }
-    fn read(&self, each: &mut dyn FnMut(&[Box<str>], SeriesValue<'_>)) {
-        self.each(|labels, count| each(labels, SeriesValue::Count(*count)));
+/// The value of one series, by which the type of its family is known.
+pub trait Series: Send + 'static {
+    /// The type of a family of such values.
+    const TYPE: FamilyType;
+
+    /// The value as it is read. `bounds` are those of the family's buckets.
+    fn value(&self, bounds: &'static [f64]) -> SeriesValue<'_>;
+}
+
+impl Series for u64 {
+    const TYPE: FamilyType = FamilyType::Counter;
+
+    fn value(&self, _: &'static [f64]) -> SeriesValue<'_> {
+        SeriesValue::Count(*self)
     }
 }
 
-impl ReadFamily for Gauge {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-    fn help(&self) -> &'static str {
-        self.help
-    }
-    fn labels(&self) -> &'static [&'static str] {
-        self.labels
-    }
-    fn family_type(&self) -> FamilyType {
-        FamilyType::Gauge
-    }
-    fn read(&self, each: &mut dyn FnMut(&[Box<str>], SeriesValue<'_>)) {
-        self.each(|labels, level| each(labels, SeriesValue::Level(*level)));
+impl Series for f64 {
+    const TYPE: FamilyType = FamilyType::Gauge;
+
+    fn value(&self, _: &'static [f64]) -> SeriesValue<'_> {
+        SeriesValue::Level(*self)
     }
 }
 
-impl ReadFamily for Histogram {
+impl Series for Buckets {
+    const TYPE: FamilyType = FamilyType::Histogram;
+
+    fn value(&self, bounds: &'static [f64]) -> SeriesValue<'_> {
+        SeriesValue::Distribution(bounds, self)
+    }
+}
+
+impl<V: Series> ReadFamily for MetricFamily<V> {
     fn name(&self) -> &'static str {
         self.name
     }
+
     fn help(&self) -> &'static str {
         self.help
     }
+
     fn labels(&self) -> &'static [&'static str] {
         self.labels
     }
+
     fn family_type(&self) -> FamilyType {
-        FamilyType::Histogram
+        V::TYPE
     }
+
     fn read(&self, each: &mut dyn FnMut(&[Box<str>], SeriesValue<'_>)) {
-        self.each(|labels, buckets| each(labels, SeriesValue::Distribution(self.bounds, buckets)));
+        self.each(|labels, value| each(labels, value.value(self.bounds)));
     }
 }
 

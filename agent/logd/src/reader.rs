@@ -226,19 +226,44 @@ fn tail(files: &mut Vec<RecordReader>, wanted: u64) -> io::Result<()> {
 mod tests {
     use super::*;
     use berth_core::ids::NodeName;
+    use std::path::PathBuf;
+
+    /// The logs of one container, in a directory that ends with the value.
+    struct Logs {
+        _dir: tempfile::TempDir,
+        roots: Roots,
+        path: PathBuf,
+    }
+
+    impl Logs {
+        fn new() -> Logs {
+            let dir = tempfile::tempdir().unwrap();
+            let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "t");
+            let (key, uid) = Logs::pod();
+            let path = roots.pod_log_dir(&key, &uid).join("c");
+            std::fs::create_dir_all(&path).unwrap();
+            Logs { _dir: dir, roots, path }
+        }
+
+        fn pod() -> (PodKey, PodUid) {
+            let key = PodKey { namespace: Namespace::new("ns").unwrap(), name: PodName::new("p").unwrap() };
+            (key, PodUid::new("u").unwrap())
+        }
+
+        fn open(&self) -> LogSet {
+            let (key, uid) = Logs::pod();
+            LogSet::open(&self.roots, &key, &uid, &ContainerName::new("c").unwrap(), Attempt(0)).unwrap()
+        }
+    }
 
     #[test]
     fn text_after_the_last_newline_is_a_line_of_the_tail() {
-        let dir = tempfile::tempdir().unwrap();
-        let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "t");
-        let key = PodKey { namespace: Namespace::new("ns").unwrap(), name: PodName::new("p").unwrap() };
-        let (uid, container) = (PodUid::new("u").unwrap(), ContainerName::new("c").unwrap());
-        let path = roots.pod_log_dir(&key, &uid).join("c");
-        std::fs::create_dir_all(&path).unwrap();
+        let logs = Logs::new();
+        let path = &logs.path;
         let tail = |records: &str, lines: u64| {
             let record = |line: &str| format!("2026-01-02T03:04:05.000000006Z {line}\n");
             std::fs::write(path.join("0.log"), records.lines().map(record).collect::<String>()).unwrap();
-            let set = LogSet::open(&roots, &key, &uid, &container, Attempt(0)).unwrap();
+            let set = logs.open();
             let mut texts = Vec::new();
             set.read(ReadFrom::Tail(lines), &mut |r| texts.push(String::from_utf8(r.text.to_vec()).unwrap()))
                 .unwrap();
@@ -257,12 +282,8 @@ mod tests {
 
     #[test]
     fn a_log_is_read_over_a_rotation_without_waiting() {
-        let dir = tempfile::tempdir().unwrap();
-        let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "t");
-        let key = PodKey { namespace: Namespace::new("ns").unwrap(), name: PodName::new("p").unwrap() };
-        let (uid, container) = (PodUid::new("u").unwrap(), ContainerName::new("c").unwrap());
-        let path = roots.pod_log_dir(&key, &uid).join("c");
-        std::fs::create_dir_all(&path).unwrap();
+        let logs = Logs::new();
+        let path = &logs.path;
         let current = path.join("0.log");
         let record = |text: &str| format!("2026-01-02T03:04:05.000000006Z stdout F {text}\n");
         let append = |text: &str| {
@@ -270,7 +291,7 @@ mod tests {
             std::io::Write::write_all(&mut file, record(text).as_bytes()).unwrap();
         };
         append("one");
-        let set = LogSet::open(&roots, &key, &uid, &container, Attempt(0)).unwrap();
+        let set = logs.open();
         let mut follow = set.follow(ReadFrom::Start).unwrap();
         let mut read = || {
             let mut texts = Vec::new();

@@ -8,7 +8,8 @@ use crate::{
 use berth_core::{sync::lock, time::Wall};
 use bytes::Bytes;
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 use tokio::{
@@ -193,10 +194,11 @@ impl Statistics for FakeStatistics {
     }
 }
 
-/// A node that runs no container and listens on no port.
-pub(crate) struct NoStreams;
+/// A node that runs no container. Ports of its pods are those that the test opens elsewhere, by their numbers.
+#[derive(Default)]
+pub(crate) struct FakePorts(pub(crate) BTreeMap<u16, SocketAddr>);
 
-impl StreamBackend for NoStreams {
+impl StreamBackend for FakePorts {
     fn container(&self, _pod: &PodState, name: &str) -> Result<RunningContainer, StreamRefusal> {
         Err(StreamRefusal::Failed(format!("container not found ({name:?})")))
     }
@@ -218,7 +220,11 @@ impl StreamBackend for NoStreams {
         Box::pin(async { Err("no container runs".to_owned()) })
     }
 
-    fn connect<'a>(&'a self, _pod: &'a PodState, _port: u16) -> Boxed<'a, Result<TcpStream, String>> {
-        Box::pin(async { Err("connection refused".to_owned()) })
+    fn connect<'a>(&'a self, _pod: &'a PodState, port: u16) -> Boxed<'a, Result<TcpStream, String>> {
+        let address = self.0.get(&port).copied();
+        Box::pin(async move {
+            let address = address.ok_or("connection refused")?;
+            TcpStream::connect(address).await.map_err(|e| e.to_string())
+        })
     }
 }

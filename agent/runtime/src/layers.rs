@@ -22,7 +22,7 @@ const MAX_LAYERS: usize = 4096;
 pub struct LayerUse {
     /// Bytes on the disk.
     pub bytes: u64,
-    /// Inodes.
+    /// Inodes that the layer has.
     pub inodes: u64,
 }
 

@@ -14,9 +14,9 @@ pub struct Interface {
 /// Counters of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes.
+    /// Bytes of all packets, as the device counts them.
     pub bytes: u64,
-    /// Packets.
+    /// Packets that passed the device.
     pub packets: u64,
     /// Packets with errors.
     pub errors: u64,

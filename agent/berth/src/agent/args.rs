@@ -145,9 +145,12 @@ fn network(text: &str) -> Result<(IpAddr, u8), String> {
     parsed.ok_or_else(|| "must be an address range such as 10.96.0.0/16".to_owned())
 }
 
+/// The options of a command line, for tests.
+///
+/// # Errors
+/// As for the command line.
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(super) fn parse(arguments: &[&str]) -> Result<AgentArgs, clap::Error> {
     use clap::Parser as _;
 
     #[derive(Debug, clap::Parser)]
@@ -155,9 +158,15 @@ mod tests {
         #[command(flatten)]
         args: AgentArgs,
     }
+    Command::try_parse_from([&["agent"], arguments].concat()).map(|command| command.args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     fn parse(arguments: &[&str]) -> (NodeInfo, ServiceOptions, Option<MasqueradeConfig>) {
-        let Command { args } = Command::try_parse_from([&["agent"], arguments].concat()).unwrap();
+        let args = super::parse(arguments).unwrap();
         let roots = Roots::defaults("n1".parse().unwrap());
         (node_info(&args, &roots), service_options(&args, Some(1 << 30)), masquerade(&args))
     }
@@ -187,6 +196,6 @@ mod tests {
         let exempt = masquerade.unwrap().non_masquerade_cidrs;
         assert_eq!(exempt, ["10.8.0.0/16".parse().unwrap(), "fd00:8::/64".parse().unwrap()]);
         // The option is an error without --masquerade.
-        assert!(Command::try_parse_from(["agent", "--non-masquerade-cidr=10.8.0.0/16"]).is_err());
+        assert!(super::parse(&["--non-masquerade-cidr=10.8.0.0/16"]).is_err());
     }
 }

@@ -116,17 +116,7 @@ fn wall(at: Timestamp) -> Wall {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser as _;
-
-    #[derive(Debug, clap::Parser)]
-    struct Command {
-        #[command(flatten)]
-        args: AgentArgs,
-    }
-
-    fn parse(arguments: &[&str]) -> Result<AgentArgs, clap::Error> {
-        Command::try_parse_from([&["agent"], arguments].concat()).map(|command| command.args)
-    }
+    use crate::agent::args::parse;
 
     #[test]
     fn the_options_choose_the_serving_certificate() {

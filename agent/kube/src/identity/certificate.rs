@@ -3,13 +3,10 @@
 //! TLS checks the server's certificate. The agent's own certificates are read to explain why the API server refuses
 //! one, and to know when and for what a new one is needed.
 
-use berth_core::der::{OBJECT_ID, SEQUENCE, attributes, element, of_tag};
+use berth_core::der::{COMMON_NAME, OBJECT_ID, SEQUENCE, attributes, certificate_fields, element, of_tag};
 use jiff::{Timestamp, civil::date, tz::TimeZone};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
-
-/// The object identifier 2.5.4.3, common name.
-const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 
 /// The object identifier 2.5.29.17, alternative names of the subject.
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
@@ -18,8 +15,6 @@ const BOOLEAN: u8 = 0x01;
 const OCTET_STRING: u8 = 0x04;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
-/// The explicit tag of the version.
-const VERSION: u8 = 0xa0;
 /// The explicit tag of the extensions.
 const EXTENSIONS: u8 = 0xa3;
 /// Tags of the alternative names that a node has.
@@ -46,10 +41,8 @@ pub struct Certificate {
 impl Certificate {
     /// Reads a certificate in DER; `None` if it does not have the form of a certificate.
     pub fn read(der: &[u8]) -> Option<Certificate> {
-        let (certificate, _) = of_tag(der, SEQUENCE)?;
-        let (to_be_signed, _) = of_tag(certificate, SEQUENCE)?;
-        // The version is present from version 2 on. Serial number, signature algorithm and issuer follow.
-        let mut rest = of_tag(to_be_signed, VERSION).map_or(to_be_signed, |(_, rest)| rest);
+        let mut rest = certificate_fields(der)?;
+        // Serial number, signature algorithm and issuer come before the validity.
         for _ in 0..3 {
             (_, _, rest) = element(rest)?;
         }

@@ -1,27 +1,21 @@
 //! The caller that a client certificate names (`CommonNameUserConversion` of `k8s.io/apiserver`). Pure.
 
 use crate::Caller;
-use berth_core::der::{SEQUENCE, attributes, element, of_tag};
+use berth_core::der::{COMMON_NAME, SEQUENCE, attributes, certificate_fields, element, of_tag};
 use sha2::{Digest, Sha256};
 
-/// 2.5.4.3, common name: the user's name.
-const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 /// 2.5.4.10, organisation: a group.
 const ORGANIZATION: &[u8] = &[0x55, 0x04, 0x0a];
 /// 1.3.6.1.4.1.57683.2: the user's UID.
 const UID: &[u8] = &[0x2b, 0x06, 0x01, 0x04, 0x01, 0x83, 0xc2, 0x53, 0x02];
 
-/// The explicit tag of the version.
-const VERSION: u8 = 0xa0;
 /// `UTF8String`, `PrintableString`, `IA5String`.
 const TEXTS: &[u8] = &[0x0c, 0x13, 0x16];
 
-/// The caller of a certificate in DER whose chain was verified; `None` if the certificate names nobody. Of several
-/// common names the last one counts, as in Go.
+/// The caller of a certificate in DER whose chain was verified; `None` if the certificate names nobody. The common name is
+/// the user's; of several the last one counts, as in Go.
 pub(crate) fn caller(der: &[u8]) -> Option<Caller> {
-    let (certificate, _) = of_tag(der, SEQUENCE)?;
-    let (to_be_signed, _) = of_tag(certificate, SEQUENCE)?;
-    let mut rest = of_tag(to_be_signed, VERSION).map_or(to_be_signed, |(_, rest)| rest);
+    let mut rest = certificate_fields(der)?;
     // Serial number, signature algorithm, issuer and validity come before the subject.
     for _ in 0..4 {
         (_, _, rest) = element(rest)?;

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     LogStart, NodeBackend, PodState,
     streams::Streams,
-    testing::{FakeNode, FakeReviewer, FakeStatistics, NoStreams, pem},
+    testing::{FakeNode, FakePorts, FakeReviewer, FakeStatistics, pem},
     tls::{self, ClientCa, ServingFiles},
 };
 use berth_core::{
@@ -89,7 +89,7 @@ impl World {
             ),
             authorizer: Authorizer::new(reviewer.clone()),
             routes: Routes {
-                streams: Streams::new(Arc::new(NoStreams)),
+                streams: Streams::new(Arc::new(FakePorts::default())),
                 node: node.clone() as Arc<dyn NodeBackend>,
                 statistics: Arc::new(FakeStatistics),
                 node_logs: at("log"),

@@ -9,9 +9,9 @@ use tokio::net::{TcpStream, unix::pipe};
 /// Size of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TerminalSize {
-    /// Columns.
+    /// Width of the terminal in columns.
     pub width: u16,
-    /// Rows.
+    /// Height of the terminal in rows.
     pub height: u16,
 }
 

@@ -3,7 +3,7 @@
 mod forwarding;
 
 use super::{
-    Process, ProcessControl, RunningContainer, StreamBackend, StreamRefusal, TerminalSize, WantedStreams,
+    Process, ProcessControl, TerminalSize, WantedStreams,
     channel_reader::ChannelMaker,
     connection::{CREATION, serve},
     port_forward::{self, Forwarder},
@@ -21,15 +21,10 @@ use berth_core::{
 };
 use berth_spdy::{Decoder, Frame, Headers, Limits, encode};
 use bytes::{Buf, BytesMut};
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
-    net::{TcpListener, TcpStream, unix::pipe},
+    net::{TcpListener, unix::pipe},
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::timeout,

@@ -16,7 +16,7 @@ pub struct GroupUsage {
     pub cpu: Option<CpuTime>,
     /// Waits for CPU because of a quota.
     pub throttling: Option<Throttling>,
-    /// Memory.
+    /// Use of memory; `None` where it cannot be read.
     pub memory: Option<MemoryUse>,
     /// Reads and writes of block devices, sorted by device.
     pub io: Vec<DeviceIo>,
@@ -103,9 +103,9 @@ pub struct DeviceIo {
     pub read_bytes: u64,
     /// Bytes written.
     pub write_bytes: u64,
-    /// Reads.
+    /// Number of read operations.
     pub reads: u64,
-    /// Writes.
+    /// Number of write operations.
     pub writes: u64,
 }
 

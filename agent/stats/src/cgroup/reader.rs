@@ -31,7 +31,7 @@ pub struct GroupMounts {
 pub enum Depth {
     /// CPU time, memory usage and working set, swap.
     Basic,
-    /// Everything.
+    /// All that [`GroupUsage`] holds.
     Full,
 }
 

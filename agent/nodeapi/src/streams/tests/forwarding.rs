@@ -1,40 +1,7 @@
 //! Forwarding of ports: by SPDY, by SPDY in a WebSocket, and by channels.
 
 use super::*;
-
-/// A node whose pods' ports are the test's own.
-struct Ports(Mutex<BTreeMap<u16, std::net::SocketAddr>>);
-
-impl StreamBackend for Ports {
-    fn container(&self, _pod: &PodState, name: &str) -> Result<RunningContainer, StreamRefusal> {
-        Err(StreamRefusal::NotFound(name.to_owned()))
-    }
-
-    fn exec(
-        &self,
-        _container: RunningContainer,
-        _command: Vec<String>,
-        _wanted: WantedStreams,
-    ) -> Boxed<'_, Result<Process, String>> {
-        Box::pin(async { Err("no".to_owned()) })
-    }
-
-    fn attach(
-        &self,
-        _container: RunningContainer,
-        _wanted: WantedStreams,
-    ) -> Boxed<'_, Result<Process, String>> {
-        Box::pin(async { Err("no".to_owned()) })
-    }
-
-    fn connect<'a>(&'a self, _pod: &'a PodState, port: u16) -> Boxed<'a, Result<TcpStream, String>> {
-        let address = self.0.lock().unwrap().get(&port).copied();
-        Box::pin(async move {
-            let address = address.ok_or("connection refused")?;
-            TcpStream::connect(address).await.map_err(|e| e.to_string())
-        })
-    }
-}
+use crate::testing::FakePorts;
 
 /// A port that sends back what it gets.
 async fn forwarder() -> Forwarder {
@@ -57,7 +24,7 @@ async fn forwarder() -> Forwarder {
         pod: Arc::new(pod),
         status: Arc::new(PodStatus::new(Phase::Running, QosClass::BestEffort)),
     };
-    Forwarder { backend: Arc::new(Ports(Mutex::new(BTreeMap::from([(80, address)])))), pod }
+    Forwarder { backend: Arc::new(FakePorts(BTreeMap::from([(80, address)]))), pod }
 }
 
 async fn forwarding(tunnelled: bool) {

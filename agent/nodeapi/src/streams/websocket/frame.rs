@@ -14,7 +14,7 @@ const CONTROL_MAX: u64 = 125;
 pub(in crate::streams) enum Opcode {
     /// Text, which is UTF-8.
     Text = 1,
-    /// Bytes.
+    /// A message of bytes (RFC 6455 11.8).
     Binary = 2,
     /// The end of the connection.
     Close = 8,

@@ -17,7 +17,7 @@ pub struct Machine {
     pub boot_id: String,
     /// Logical processors.
     pub cores: u64,
-    /// Cores.
+    /// Physical cores, each with one processor or more.
     pub physical_cores: u64,
     /// Processor sockets.
     pub sockets: u64,
