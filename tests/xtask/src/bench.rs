@@ -21,18 +21,19 @@ use std::{fs, path::PathBuf, time::Duration};
 /// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Benchmark to run: pod-start, idle, service, cluster.
+    /// Benchmark to run: pod-start, idle, service, cluster, node-api.
     name: String,
     /// Write the figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Rounds of pod-start (default 30), of service (default 24) and of cluster (default 20).
+    /// Rounds of pod-start (default 30), of service (default 24), of cluster (default 20) and of node-api (default 100).
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// Run only these parts; with service: service, cni, nodeport, tables; with cluster: start, burst, idle, services.
+    /// Run only these parts; with service: service, cni, nodeport, tables; with cluster: start, burst, idle, services;
+    /// with node-api: exec, logs, scrape.
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
-    /// Number of pods of the burst (pod-start, cluster) and of idle nodes.
+    /// Number of pods of the burst (pod-start, cluster) and of nodes that are idle or scraped.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pods: usize,
     /// Duration of idle's measurement.
@@ -71,7 +72,7 @@ impl Bound {
 }
 
 /// Promised limits by figure.
-const BOUNDS: [(&str, Bound); 24] = [
+const BOUNDS: [(&str, Bound); 27] = [
     ("pod_start_p50_ratio", Bound::AtMost(2.5)),
     ("pod_stop_p50_ratio", Bound::AtMost(1.5)),
     ("burst_100_ratio", Bound::AtMost(2.5)),
@@ -96,6 +97,9 @@ const BOUNDS: [(&str, Bound); 24] = [
     ("cluster_rss_services_mb", Bound::AtMost(60.0)),
     ("cluster_endpoint_change_p99_ms", Bound::AtMost(50.0)),
     ("cluster_idle_requests_per_min", Bound::AtMost(8.0)),
+    ("exec_p50_ratio", Bound::AtMost(0.5)),
+    ("logs_mb_s_ratio", Bound::AtLeast(1.5)),
+    ("scrape_cpu_ratio", Bound::AtMost(0.2)),
 ];
 
 /// Runs a benchmark. A figure beyond its limit is printed but does not fail the run; the reader decides.
@@ -111,7 +115,12 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             span: Duration::from_secs(args.seconds),
             only: &args.only,
         })?,
-        other => bail!("there is no bench {other}: pod-start, idle, service, cluster"),
+        "node-api" => cluster::node_api::run(&cluster::node_api::Amount {
+            rounds: args.rounds.unwrap_or(100),
+            pods: args.pods,
+            only: &args.only,
+        })?,
+        other => bail!("there is no bench {other}: pod-start, idle, service, cluster, node-api"),
     };
     for f in &figures {
         let bound = BOUNDS.iter().find(|(name, _)| *name == f.name);

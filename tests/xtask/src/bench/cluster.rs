@@ -5,6 +5,7 @@
 
 mod api;
 mod idle;
+pub(super) mod node_api;
 mod pods;
 mod services;
 
@@ -53,21 +54,42 @@ impl Amount<'_> {
     }
 }
 
+/// The two nodes, in the order of [`NODES`].
+type Both<'a> = [&'a JoinedNode; 2];
+
 /// Measures on a cluster of this run's own.
 pub(super) fn run(amount: &Amount) -> Result<Vec<Figure>> {
+    with_cluster("bench", Audit::OfNodes, |cluster, nodes| measure(cluster, nodes, amount))
+}
+
+/// Starts a cluster in this directory of the cache with both nodes, measures, and ends it.
+fn with_cluster(
+    dir: &str,
+    audit: Audit,
+    measure: impl FnOnce(&Cluster, [JoinedNode; 2]) -> Result<Vec<Figure>>,
+) -> Result<Vec<Figure>> {
     out::timed("build berth, optimised", || tools::programs(Build::Release))?;
-    let dir = tools::cache()?.join("bench");
+    let dir = tools::cache()?.join(dir);
     let options = Options {
         node: Node::None,
         etcd: Etcd::New,
         goaway_chance: 0.0,
-        audit: Audit::OfNodes,
+        audit,
         bootstrap: false,
         keep: false,
         release: true,
     };
     let cluster = cluster::start(&dir, &options)?;
-    let measured = measure(&cluster, amount);
+    let measured = NODES
+        .iter()
+        .map(|(name, kind)| {
+            cluster.join(*kind, name, Build::Release).with_context(|| format!("cannot join {name}"))
+        })
+        .collect::<Result<Vec<_>>>()
+        .and_then(|nodes| {
+            let nodes = <[JoinedNode; 2]>::try_from(nodes);
+            measure(&cluster, nodes.map_err(|_other| anyhow::anyhow!("two nodes were joined"))?)
+        });
     let kept = crate::root().join("target/bench");
     if measured.is_err() {
         cluster.keep_logs(&kept)?;
@@ -77,12 +99,7 @@ pub(super) fn run(amount: &Amount) -> Result<Vec<Figure>> {
     measured.and_then(|figures| ended.map(|()| figures))
 }
 
-fn measure(cluster: &Cluster, amount: &Amount) -> Result<Vec<Figure>> {
-    let join = |(name, kind)| {
-        cluster.join(kind, name, Build::Release).with_context(|| format!("cannot join {name}"))
-    };
-    let [kubelet, berth] = NODES;
-    let (kubelet, berth) = (join(kubelet)?, join(berth)?);
+fn measure(cluster: &Cluster, [kubelet, berth]: [JoinedNode; 2], amount: &Amount) -> Result<Vec<Figure>> {
     let api = Api::start(cluster)?;
     let both = [&kubelet, &berth];
     let mut figures = Vec::new();
