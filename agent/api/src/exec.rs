@@ -28,6 +28,18 @@ pub enum Request {
         /// The command and its container.
         target: Box<ExecTarget>,
     },
+    /// Run a command of a client, whose streams come with this frame's first byte as descriptors (`SCM_RIGHTS`). It
+    /// has no deadline once it runs, outlives the helper and the agent, and what it leaves running stays.
+    Session {
+        /// Id of the command, chosen by the agent.
+        id: u64,
+        /// Deadline of the start in milliseconds.
+        start_ms: u64,
+        /// Which descriptors come.
+        streams: SessionStreams,
+        /// The command and its container.
+        target: Box<ExecTarget>,
+    },
     /// Kill a command, because its caller no longer waits.
     Cancel {
         /// Id of the command.
@@ -35,13 +47,42 @@ pub enum Request {
     },
 }
 
+/// Streams of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionStreams {
+    /// Three descriptors: standard input, output and errors.
+    Given,
+    /// One descriptor: the socket over which the other side of the command's terminal is sent.
+    Terminal,
+}
+
+impl SessionStreams {
+    /// Number of descriptors.
+    pub fn count(self) -> usize {
+        match self {
+            SessionStreams::Given => 3,
+            SessionStreams::Terminal => 1,
+        }
+    }
+}
+
 /// A reply of the helper.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Reply {
-    /// Id of the command.
-    pub id: u64,
-    /// Its outcome.
-    pub outcome: ExecOutcome,
+pub enum Reply {
+    /// The command of a session runs.
+    Started {
+        /// Id of the command.
+        id: u64,
+        /// Its process id, in the host's PID namespace.
+        pid: u32,
+    },
+    /// A command has ended or was not run.
+    Ended {
+        /// Id of the command.
+        id: u64,
+        /// Its outcome.
+        outcome: ExecOutcome,
+    },
 }
 
 /// The most bytes of a command's output that are kept. The rest is discarded.

@@ -2,9 +2,11 @@
 
 pub(crate) mod client;
 mod process;
+pub(crate) mod session;
 
 pub use berth_api::exec::{ExecOutcome, ExecProcess, ExecTarget, MAX_OUTPUT, Rlimit};
 pub use process::process_of_spec;
+pub use session::{Session, SessionError, Stdio};
 
 /// The helper cannot run this command exactly as containerd would, for the reason given. Callers go
 /// through containerd.

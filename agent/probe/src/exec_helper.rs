@@ -7,13 +7,21 @@
 //!
 //! Each command has a cgroup of its own below the container's in one hierarchy. No process outlives
 //! its command there: at the deadline, and also after an orderly exit, the rest is killed.
+//!
+//! The command of a session is a person's: its streams are descriptors of the agent's, it may run for ever, and it
+//! is killed with its children only when its caller no longer waits. It outlives the helper, and what it leaves
+//! running after its own end stays, as a process of the container.
 
 mod cgroup;
+mod entry;
+mod explain;
+mod inbox;
 mod running;
 
-use berth_api::exec::{self as wire, ExecOutcome, ExecTarget};
+use berth_api::exec::{self as wire, ExecOutcome, ExecTarget, SessionStreams};
 use cgroup::CommandCgroup;
-use running::{Entry, Running};
+use inbox::Inbox;
+use running::{Entry, Kind, Running};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -22,14 +30,17 @@ use std::{
     collections::VecDeque,
     ffi::CString,
     fs::File,
-    io::{self, Read, Write},
-    os::unix::ffi::OsStringExt,
+    io::{self, Write},
+    os::{fd::OwnedFd, unix::ffi::OsStringExt},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 /// The most commands at once, because each holds some descriptors.
 const MAX_RUNNING: usize = 200;
+
+/// The most sessions at once, beside the other commands.
+const MAX_SESSIONS: usize = 128;
 
 /// Set once the program runs from a read-only view of its file.
 const READ_ONLY: &str = "BERTH_PROBE_EXEC_READ_ONLY";
@@ -67,7 +78,7 @@ fn run_from_read_only_view() -> io::Error {
 
 struct Helper {
     socket: File,
-    input: Vec<u8>,
+    input: Inbox,
     output: VecDeque<u8>,
     running: Vec<Running>,
     /// Cgroups that an earlier helper left, until they are removed.
@@ -82,7 +93,7 @@ impl Helper {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Helper {
             socket: File::from(socket),
-            input: Vec::new(),
+            input: Inbox::default(),
             output: VecDeque::new(),
             running: Vec::new(),
             leftovers: Vec::new(),
@@ -128,7 +139,7 @@ impl Helper {
     /// Advances every command as far as possible, and returns the outcomes.
     fn advance(&mut self) -> Vec<wire::Reply> {
         let now = Instant::now();
-        let replies = self.running.iter_mut().filter_map(|r| r.advance(now)).collect();
+        let replies = self.running.iter_mut().flat_map(|r| r.advance(now)).collect();
         self.running.retain(|r| !r.is_done());
         if self.running.is_empty() {
             running::reap_strays();
@@ -137,7 +148,9 @@ impl Helper {
             if *at > now {
                 return true;
             }
-            cgroup.kill();
+            if !cgroup.keeps() {
+                cgroup.kill();
+            }
             let removed = cgroup.remove();
             *at = now + cgroup.backoff();
             !removed
@@ -149,18 +162,10 @@ impl Helper {
     /// closed it.
     fn serve_socket(&mut self) -> io::Result<bool> {
         self.flush()?;
-        let mut chunk = vec![0; 64 * 1024];
-        loop {
-            match self.socket.read(&mut chunk) {
-                Ok(0) => return Ok(false),
-                Ok(n) => self.input.extend_from_slice(chunk.get(..n).unwrap_or_default()),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
-                Err(e) => return Err(e),
-            }
+        if !self.input.read(&self.socket)? {
+            return Ok(false);
         }
-        while let Some(request) = wire::take(&mut self.input)? {
+        while let Some(request) = wire::take(self.input.bytes())? {
             match request {
                 wire::Request::Clean { roots } => {
                     self.leftovers
@@ -169,19 +174,40 @@ impl Helper {
                 wire::Request::Cancel { id } => {
                     self.running.iter_mut().filter(|r| r.id == id).for_each(Running::cancel);
                 }
-                wire::Request::Exec { id, timeout_ms, target } => self.start(id, timeout_ms, &target)?,
+                wire::Request::Exec { id, timeout_ms, target } => {
+                    self.start(id, timeout_ms, &target, &Kind::Captured)?;
+                }
+                wire::Request::Session { id, start_ms, streams, target } => {
+                    self.start_session(id, start_ms, &target, streams)?;
+                }
             }
         }
         Ok(true)
     }
 
-    fn start(&mut self, id: u64, timeout_ms: u64, target: &ExecTarget) -> io::Result<()> {
-        let outcome = if self.running.len() >= MAX_RUNNING {
+    fn start_session(
+        &mut self,
+        id: u64,
+        start_ms: u64,
+        target: &ExecTarget,
+        streams: SessionStreams,
+    ) -> io::Result<()> {
+        let given: Vec<OwnedFd> = self.input.take(streams.count())?;
+        if self.running.iter().filter(|r| r.is_session() && !r.is_answered()).count() >= MAX_SESSIONS {
+            let outcome = ExecOutcome::Unsupported("too many sessions are under way".to_owned());
+            return self.reply(&wire::Reply::Ended { id, outcome });
+        }
+        self.start(id, start_ms, target, &Kind::Session(&given))
+    }
+
+    fn start(&mut self, id: u64, timeout_ms: u64, target: &ExecTarget, kind: &Kind<'_>) -> io::Result<()> {
+        let commands = self.running.iter().filter(|r| !r.is_session()).count();
+        let outcome = if matches!(kind, Kind::Captured) && commands >= MAX_RUNNING {
             ExecOutcome::NotRun("too many commands are under way".to_owned())
         } else {
             self.count += 1;
             let deadline = Instant::now() + Duration::from_millis(timeout_ms.min(u64::from(u32::MAX)));
-            match running::start(Entry { id, deadline, target, number: self.count }) {
+            match running::start(&Entry { id, deadline, target, number: self.count, kind }) {
                 Ok(running) => {
                     self.running.push(running);
                     return Ok(());
@@ -189,7 +215,7 @@ impl Helper {
                 Err(outcome) => outcome,
             }
         };
-        self.reply(&wire::Reply { id, outcome })
+        self.reply(&wire::Reply::Ended { id, outcome })
     }
 
     fn reply(&mut self, reply: &wire::Reply) -> io::Result<()> {
@@ -211,8 +237,10 @@ impl Helper {
         Ok(())
     }
 
-    /// The agent is gone: kills all commands and waits for their end.
+    /// The agent is gone: kills all commands but sessions and waits for their end. What a session's command is to
+    /// its container does not depend on the agent.
     fn end(mut self) -> io::Result<()> {
+        self.running.retain(|r| !r.is_session());
         self.running.iter_mut().for_each(Running::cancel);
         let last = Instant::now() + END_WITHIN;
         while !self.running.is_empty() && Instant::now() < last {

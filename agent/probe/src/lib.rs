@@ -25,6 +25,8 @@ mod tls;
 
 pub use action::{Endpoint, Host, HttpAction, ResolvedAction, resolve, resolve_http};
 pub use error::Error;
-pub use exec::{ExecOutcome, ExecProcess, ExecTarget, Unsupported, process_of_spec};
+pub use exec::{
+    ExecOutcome, ExecProcess, ExecTarget, Session, SessionError, Stdio, Unsupported, process_of_spec,
+};
 pub use http::HookReply;
 pub use prober::{Prober, ProberConfig, TRIES, http_hook};

@@ -3,7 +3,10 @@
 use crate::{
     Error,
     action::{HttpAction, ResolvedAction},
-    exec::{self, ExecOutcome, ExecTarget, Unsupported, client::Client},
+    exec::{
+        self, ExecOutcome, ExecTarget, Session, SessionError, Stdio, Unsupported, client::Client,
+        session::Sides,
+    },
     grpc, http, net, tls,
 };
 use berth_core::probe::ProbeResult;
@@ -82,6 +85,17 @@ impl Prober {
                 net::within(timeout, late, grpc::probe(endpoint, service, timeout)).await
             }
         }
+    }
+
+    /// Starts the command of a client in a container and returns when it runs.
+    ///
+    /// # Errors
+    /// The command does not run, or this way is unsupported: then callers go through containerd.
+    pub async fn session(&self, target: &ExecTarget, stdio: Stdio) -> Result<Session, SessionError> {
+        exec::supported(target).map_err(|Unsupported(why)| SessionError::Unsupported(why))?;
+        let sides = Sides::of(stdio)
+            .map_err(|e| SessionError::Failed(format!("cannot make a socket for the terminal: {e}")))?;
+        self.exec.session(target, sides).await
     }
 
     /// Runs a command in a container. If this way is unsupported, callers go through containerd.

@@ -10,6 +10,8 @@
 mod cases;
 #[path = "exec/fixture.rs"]
 mod fixture;
+#[path = "exec/sessions.rs"]
+mod sessions;
 
 use std::process::ExitCode;
 
@@ -20,7 +22,8 @@ fn main() -> ExitCode {
     }
     let filter = arguments.iter().find(|a| !a.starts_with('-'));
     let wanted = |name: &str| filter.is_none_or(|f| name.contains(f.as_str()));
-    let cases: Vec<_> = cases::ALL.iter().filter(|(name, _)| wanted(name)).collect();
+    let all = || cases::ALL.iter().chain(sessions::ALL);
+    let cases: Vec<_> = all().filter(|(name, _)| wanted(name)).collect();
     if arguments.iter().any(|a| a == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
@@ -35,7 +38,7 @@ fn main() -> ExitCode {
     println!(
         "\ntest result: {} passed; {failed} failed; {} filtered out",
         cases.len() - failed,
-        cases::ALL.len() - cases.len()
+        all().count() - cases.len()
     );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

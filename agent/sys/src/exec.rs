@@ -6,11 +6,13 @@
 //! caller (`CLONE_PARENT`), which alone reaps both.
 //!
 //! Invariants: the caller has one thread (checked once by [`prepare_helper`]), so that a forked process may
-//! do what any process may. The command inherits no descriptor of the caller except standard input
-//! (`/dev/null`) and output. Failures of the two processes come back over the report pipe; a pipe that closes
-//! without a failure means that the command runs.
+//! do what any process may. The command inherits no descriptor of the caller except its three standard streams
+//! ([`Streams`]). Failures of the two processes come back over the report pipe; a pipe that closes without a
+//! failure means that the command runs.
 
 mod child;
+mod privileges;
+mod terminal;
 
 use berth_core::model::CapabilitySets;
 use rustix::{
@@ -66,6 +68,18 @@ pub struct Container<'a> {
     pub cgroup_procs: &'a [CString],
 }
 
+/// Standard streams of a command.
+#[derive(Debug, Clone, Copy)]
+pub enum Streams<'a> {
+    /// Input is `/dev/null`, and both outputs are one pipe to the caller. The command ends with the caller.
+    Captured,
+    /// Descriptors of the caller's: input, output, errors. The command outlives the caller.
+    Given([BorrowedFd<'a>; 3]),
+    /// A new terminal of the container's `/dev/pts`, which the command controls. Its other side is sent over this
+    /// socket (`SCM_RIGHTS`) before the command runs. The command outlives the caller.
+    Terminal(BorrowedFd<'a>),
+}
+
 /// A command that is being started in a container.
 #[derive(Debug)]
 pub struct Entering {
@@ -74,8 +88,8 @@ pub struct Entering {
     /// Pipe of the reports, read by [`read_report`]; closes when the command runs or no further report will
     /// come.
     pub reports: OwnedFd,
-    /// Output of the command; non-blocking.
-    pub output: OwnedFd,
+    /// Captured output of the command; non-blocking.
+    pub output: Option<OwnedFd>,
 }
 
 /// Handle of a child of the caller.
@@ -127,12 +141,16 @@ pub enum Stage {
     NoNewPrivs,
     /// Make the second process.
     Fork,
+    /// Find the program: it is not there, is a directory or may not be executed.
+    Lookup,
     /// Execute the program.
     Exec,
+    /// Make the terminal.
+    Terminal,
 }
 
 impl Stage {
-    const ALL: [Stage; 11] = [
+    const ALL: [Stage; 13] = [
         Stage::Descriptors,
         Stage::Cgroup,
         Stage::Namespaces,
@@ -143,7 +161,9 @@ impl Stage {
         Stage::Capabilities,
         Stage::NoNewPrivs,
         Stage::Fork,
+        Stage::Lookup,
         Stage::Exec,
+        Stage::Terminal,
     ];
 }
 
@@ -165,31 +185,42 @@ pub fn reexec_read_only(argv: &[CString], env: &[CString]) -> io::Error {
 }
 
 /// Starts a command in a container. The caller must have one thread.
-pub fn enter(container: &Container<'_>, command: &Command) -> io::Result<Entering> {
+pub fn enter(container: &Container<'_>, command: &Command, streams: Streams<'_>) -> io::Result<Entering> {
     let (reports, report_to) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (output, output_to) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::fs::fcntl_setfl(&reports, OFlags::NONBLOCK)?;
-    rustix::fs::fcntl_setfl(&output, OFlags::NONBLOCK)?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let captured = match streams {
+        Streams::Captured => Some(pipe_with(PipeFlags::CLOEXEC)?),
+        Streams::Given(_) | Streams::Terminal(_) => None,
+    };
+    if let Some((output, _)) = &captured {
+        rustix::fs::fcntl_setfl(output, OFlags::NONBLOCK)?;
+    }
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let standard = match (streams, &captured) {
+        (Streams::Given(given), _) => given.map(|fd| fd.as_raw_fd()),
+        (_, Some((_, to))) => [null.as_raw_fd(), to.as_raw_fd(), to.as_raw_fd()],
+        (_, None) => [null.as_raw_fd(); 3],
+    };
+    let console = match streams {
+        Streams::Terminal(console) => Some(console.as_raw_fd()),
+        Streams::Captured | Streams::Given(_) => None,
+    };
+    let descriptors = child::Descriptors {
+        standard,
+        reports: report_to.as_raw_fd(),
+        console,
+        ends_with_caller: captured.is_some(),
+    };
     let pointers = child::Pointers::new(command);
     // SAFETY: the caller has one thread, so that the child's copy of memory is consistent and no lock is held
     // in it.
     let pid = unsafe { libc::fork() };
     match pid {
         -1 => Err(io::Error::last_os_error()),
-        0 => child::first(
-            container,
-            command,
-            &pointers,
-            &child::Descriptors {
-                null: null.as_raw_fd(),
-                output: output_to.as_raw_fd(),
-                reports: report_to.as_raw_fd(),
-            },
-        ),
+        0 => child::first(container, command, &pointers, &descriptors),
         pid => {
             let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("fork gave no process"))?;
-            Ok(Entering { first: Process::of(pid)?, reports, output })
+            Ok(Entering { first: Process::of(pid)?, reports, output: captured.map(|(output, _)| output) })
         }
     }
 }

@@ -5,34 +5,46 @@
 //! channel. When the helper dies, its callers get `NotRun`, and the next call starts another
 //! helper, at most once a second.
 
+use super::session::{Session, SessionError, Sides};
 use crate::ProberConfig;
 use berth_api::exec::{self as wire, ExecOutcome, ExecTarget};
 use berth_core::error::Chain;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::{
     collections::HashMap,
-    io,
-    os::fd::OwnedFd,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::fd::{AsFd as _, OwnedFd},
     process::Stdio,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    net::{UnixStream, unix::OwnedWriteHalf},
     process::{Child, Command},
     sync::{Mutex, mpsc, oneshot},
     time::{Instant, timeout},
 };
 
 /// The helper enforces the deadlines. A helper that is this much late is stuck and is replaced.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
+/// How long the command of a session may take to run.
+const START: Duration = Duration::from_secs(10);
 const RESTART_GAP: Duration = Duration::from_secs(1);
 const QUEUE: usize = 256;
 
-enum Message {
-    Exec { id: u64, frame: Vec<u8>, reply: oneshot::Sender<ExecOutcome> },
+pub(super) enum Message {
+    Exec { id: u64, frame: Vec<u8>, descriptors: Vec<OwnedFd>, waiter: Waiter },
     Cancel { id: u64 },
     Stuck,
+}
+
+/// Who waits for a command.
+pub(super) struct Waiter {
+    /// For the word that a session's command runs, with its process id.
+    started: Option<oneshot::Sender<u32>>,
+    ended: oneshot::Sender<ExecOutcome>,
 }
 
 #[derive(Default)]
@@ -75,7 +87,9 @@ impl Client {
         let (reply, answer) = oneshot::channel();
         let died = || ExecOutcome::NotRun("the exec helper ended meanwhile".to_owned());
         let deadline = Instant::now() + limit + GRACE;
-        let sent = tokio::time::timeout_at(deadline, helper.send(Message::Exec { id, frame, reply })).await;
+        let waiter = Waiter { started: None, ended: reply };
+        let message = Message::Exec { id, frame, descriptors: Vec::new(), waiter };
+        let sent = tokio::time::timeout_at(deadline, helper.send(message)).await;
         if !matches!(sent, Ok(Ok(()))) {
             return died();
         }
@@ -91,6 +105,39 @@ impl Client {
                 ExecOutcome::NotRun("the exec helper does not answer".to_owned())
             }
         }
+    }
+
+    /// Starts the command of a session, and waits until it runs.
+    pub(crate) async fn session(&self, target: &ExecTarget, sides: Sides) -> Result<Session, SessionError> {
+        let failed = |why: String| SessionError::Failed(why);
+        let died = || failed("the exec helper ended meanwhile".to_owned());
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let start_ms = u64::try_from(START.as_millis()).unwrap_or(u64::MAX);
+        let (streams, target) = (sides.streams, Box::new(target.clone()));
+        let frame = wire::encode(&wire::Request::Session { id, start_ms, streams, target })
+            .map_err(|e| failed(format!("cannot send the command to the exec helper: {}", Chain(&e))))?;
+        let helper = self.helper().await.map_err(failed)?;
+        let (started, runs) = oneshot::channel();
+        let (ended, outcome) = oneshot::channel();
+        let waiter = Waiter { started: Some(started), ended };
+        let message = Message::Exec { id, frame, descriptors: sides.theirs, waiter };
+        let deadline = Instant::now() + START + GRACE;
+        let sent = tokio::time::timeout_at(deadline, helper.send(message)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            return Err(died());
+        }
+        // Dropped from here on, the command is killed.
+        let mut session = Session::new(CancelOnDrop { id, helper: Some(helper.clone()) }, outcome);
+        match tokio::time::timeout_at(deadline, runs).await {
+            Ok(Ok(pid)) => session.runs(pid, sides.console)?,
+            // An outcome without that word says why.
+            Ok(Err(_)) => return Err(session.why_not().await),
+            Err(_) => {
+                drop(helper.try_send(Message::Stuck));
+                return Err(failed("the exec helper does not answer".to_owned()));
+            }
+        }
+        Ok(session)
     }
 
     async fn helper(&self) -> Result<mpsc::Sender<Message>, String> {
@@ -130,16 +177,27 @@ impl Client {
     }
 }
 
-struct CancelOnDrop {
+pub(super) struct CancelOnDrop {
     id: u64,
     helper: Option<mpsc::Sender<Message>>,
 }
 
+impl CancelOnDrop {
+    /// The command has ended.
+    pub(super) fn disarm(&mut self) {
+        self.helper = None;
+    }
+}
+
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        if let Some(helper) = &self.helper {
-            // If the queue is full, the command's own deadline ends it.
-            drop(helper.try_send(Message::Cancel { id: self.id }));
+        let Some(helper) = self.helper.take() else { return };
+        let cancel = Message::Cancel { id: self.id };
+        // A session has no deadline that would end it where the queue is full.
+        if let Err(mpsc::error::TrySendError::Full(cancel)) = helper.try_send(cancel)
+            && let Ok(tokio) = tokio::runtime::Handle::try_current()
+        {
+            tokio.spawn(async move { drop(timeout(GRACE, helper.send(cancel)).await) });
         }
     }
 }
@@ -167,37 +225,75 @@ async fn exchange(
     messages: &mut mpsc::Receiver<Message>,
 ) -> io::Result<()> {
     let (mut from, mut to) = stream.into_split();
-    let mut waiting: HashMap<u64, oneshot::Sender<ExecOutcome>> = HashMap::new();
+    let mut waiting: HashMap<u64, Waiter> = HashMap::new();
     let mut buffer = Vec::new();
     timeout(GRACE, to.write_all(&hello)).await??;
     loop {
         tokio::select! {
             message = messages.recv() => {
-                let frame = match message {
+                let (frame, descriptors) = match message {
                     None => return Ok(()),
                     Some(Message::Stuck) => return Err(io::Error::other("it did not answer")),
                     Some(Message::Cancel { id }) => {
                         waiting.remove(&id);
-                        wire::encode(&wire::Request::Cancel { id })?
+                        (wire::encode(&wire::Request::Cancel { id })?, Vec::new())
                     }
-                    Some(Message::Exec { id, frame, reply }) => {
-                        waiting.insert(id, reply);
-                        frame
+                    Some(Message::Exec { id, frame, descriptors, waiter }) => {
+                        waiting.insert(id, waiter);
+                        (frame, descriptors)
                     }
                 };
-                timeout(GRACE, to.write_all(&frame)).await??;
+                timeout(GRACE, send(&mut to, &frame, descriptors)).await??;
             }
             read = from.read_buf(&mut buffer) => {
                 if read? == 0 {
                     return Err(io::Error::other("it closed its socket"));
                 }
                 while let Some(reply) = wire::take::<wire::Reply>(&mut buffer)? {
-                    if let Some(caller) = waiting.remove(&reply.id) {
-                        // The caller may have been dropped.
-                        drop(caller.send(reply.outcome));
-                    }
+                    tell(&mut waiting, reply);
                 }
             }
         }
     }
+}
+
+/// Passes a reply on. The caller may have been dropped.
+fn tell(waiting: &mut HashMap<u64, Waiter>, reply: wire::Reply) {
+    match reply {
+        wire::Reply::Started { id, pid } => {
+            if let Some(started) = waiting.get_mut(&id).and_then(|waiter| waiter.started.take()) {
+                started.send(pid).ok();
+            }
+        }
+        wire::Reply::Ended { id, outcome } => {
+            let Some(waiter) = waiting.remove(&id) else { return };
+            // A command may end so soon that there is no word of its start.
+            if let Some(started) = waiter.started
+                && matches!(outcome, ExecOutcome::Exited { .. } | ExecOutcome::Killed { .. })
+            {
+                started.send(0).ok();
+            }
+            drop(waiter.ended.send(outcome));
+        }
+    }
+}
+
+/// Writes a frame. Descriptors go with its first byte.
+async fn send(to: &mut OwnedWriteHalf, frame: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<()> {
+    let mut written = 0;
+    if !descriptors.is_empty() {
+        let socket: &UnixStream = to.as_ref();
+        written = socket
+            .async_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+                let mut rights = SendAncillaryBuffer::new(&mut space);
+                let borrowed: Vec<_> = descriptors.iter().map(|fd| fd.as_fd()).collect();
+                if !rights.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+                    return Err(io::Error::other("too many descriptors"));
+                }
+                Ok(sendmsg(socket, &[IoSlice::new(frame)], &mut rights, SendFlags::NOSIGNAL)?)
+            })
+            .await?;
+    }
+    to.write_all(frame.get(written..).unwrap_or_default()).await
 }

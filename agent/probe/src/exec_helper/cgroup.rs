@@ -18,6 +18,9 @@ use std::{
 /// Prefix of the names of commands' cgroups.
 const PREFIX: &str = "berth-exec-";
 
+/// Prefix of the names of sessions' cgroups. What is left in one stays, as a process of the container.
+const SESSION_PREFIX: &str = "berth-session-";
+
 /// The deepest level of pods' cgroups in a hierarchy.
 const MAX_DEPTH: u32 = 8;
 
@@ -27,6 +30,8 @@ const ROUNDS: u32 = 8;
 pub(super) struct CommandCgroup {
     dir: PathBuf,
     tries: u32,
+    /// What is left in it stays until it ends by itself.
+    keeps: bool,
 }
 
 /// A new cgroup, and the `cgroup.procs` files that put a process into it and into the container's
@@ -39,7 +44,7 @@ pub(super) struct Created {
 /// Creates a command's cgroup below one of the container's: in the hierarchy that can kill a cgroup
 /// as a whole, or else in one that can freeze it. One hierarchy is enough to find the processes; in
 /// the others they are in the container's own cgroup.
-pub(super) fn create(container: &[PathBuf], number: u64) -> io::Result<Created> {
+pub(super) fn create(container: &[PathBuf], number: u64, session: bool) -> io::Result<Created> {
     let has = |dir: &&PathBuf, file: &str| dir.join(file).exists();
     let chosen = container
         .iter()
@@ -48,7 +53,8 @@ pub(super) fn create(container: &[PathBuf], number: u64) -> io::Result<Created> 
         // A new cpuset accepts no process before it has processors.
         .or_else(|| container.iter().find(|d| !has(d, "cpuset.cpus")))
         .ok_or_else(|| io::Error::other("none of the container's cgroups can hold a command's"))?;
-    let dir = chosen.join(format!("{PREFIX}{}-{number}", std::process::id()));
+    let prefix = if session { SESSION_PREFIX } else { PREFIX };
+    let dir = chosen.join(format!("{prefix}{}-{number}", std::process::id()));
     fs::create_dir(&dir)?;
     let procs = container
         .iter()
@@ -56,10 +62,20 @@ pub(super) fn create(container: &[PathBuf], number: u64) -> io::Result<Created> 
         .chain([&dir])
         .filter_map(|d| CString::new(d.join("cgroup.procs").as_os_str().as_bytes()).ok())
         .collect();
-    Ok(Created { cgroup: CommandCgroup { dir, tries: 0 }, procs })
+    Ok(Created { cgroup: CommandCgroup { dir, tries: 0, keeps: session }, procs })
 }
 
 impl CommandCgroup {
+    /// Whether what is left in the cgroup stays, until [`CommandCgroup::doom`].
+    pub(super) fn keeps(&self) -> bool {
+        self.keeps
+    }
+
+    /// Nothing in the cgroup is to stay.
+    pub(super) fn doom(&mut self) {
+        self.keeps = false;
+    }
+
     /// Kills the processes of the cgroup. Some may need more tries.
     pub(super) fn kill(&self) {
         let whole = self.dir.join("cgroup.kill");
@@ -94,9 +110,9 @@ impl CommandCgroup {
         remove_tree(&self.dir, 0)
     }
 
-    /// Pause before the next try: 1 ms, doubling to 1 s.
+    /// Pause before the next try: 1 ms, doubling to 1 s, or to a minute where what is left stays.
     pub(super) fn backoff(&self) -> Duration {
-        Duration::from_millis(1 << self.tries.min(10))
+        Duration::from_millis(1 << self.tries.min(if self.keeps { 16 } else { 10 }))
     }
 }
 
@@ -167,9 +183,12 @@ fn find_leftovers(dir: &Path, depth: u32, found: &mut Vec<CommandCgroup>) {
         return;
     }
     for child in subdirectories(dir) {
-        let named = child.file_name().is_some_and(|n| n.as_bytes().starts_with(PREFIX.as_bytes()));
-        if named {
-            found.push(CommandCgroup { dir: child, tries: 0 });
+        let named = |prefix: &str| {
+            child.file_name().is_some_and(|name| name.as_bytes().starts_with(prefix.as_bytes()))
+        };
+        let keeps = named(SESSION_PREFIX);
+        if keeps || named(PREFIX) {
+            found.push(CommandCgroup { dir: child, tries: 0, keeps });
         } else {
             find_leftovers(&child, depth + 1, found);
         }

@@ -1,16 +1,19 @@
 //! One command, from the request until nothing of it is left.
 
-use super::cgroup::{self, CommandCgroup};
+use super::{
+    cgroup::{self, CommandCgroup},
+    entry::{command, own_user_namespace, streams_of},
+    explain::{explain, explain_to_client},
+};
 use crate::net::kernels_words;
 use berth_api::exec::{ExecOutcome, ExecTarget, MAX_OUTPUT, Reply};
-use berth_sys::exec::{self, Command, Container, Process, Report, Stage};
+use berth_sys::exec::{self, Container, Process, Report, Streams};
 use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid},
 };
 use std::{
-    ffi::CString,
-    fs, io,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Instant,
 };
@@ -18,20 +21,34 @@ use std::{
 /// Bytes of output that are read at a time before other commands are served.
 const READ_PER_TURN: usize = 256 * 1024;
 
+/// What kind of command is started.
+pub(super) enum Kind<'a> {
+    /// Its output is kept, and it ends at its deadline.
+    Captured,
+    /// It belongs to a client with these descriptors; the deadline is that of its start.
+    Session(&'a [OwnedFd]),
+}
+
 pub(super) struct Entry<'a> {
     pub(super) id: u64,
     pub(super) deadline: Instant,
     pub(super) target: &'a ExecTarget,
     pub(super) number: u64,
+    pub(super) kind: &'a Kind<'a>,
 }
 
 pub(super) struct Running {
     pub(super) id: u64,
-    deadline: Instant,
+    /// None for a session that runs.
+    deadline: Option<Instant>,
+    /// The program's name, of a session.
+    session: Option<String>,
     first: Option<Process>,
     command: Option<Process>,
-    /// Whether there ever was a second process, which may have ended since.
-    started: bool,
+    /// The second process, which may have ended since.
+    started: Option<Pid>,
+    /// Whether the caller of a session has still to be told that the command runs.
+    untold: bool,
     /// Pipe for reports, open until the command runs or has failed to start.
     reports: Option<OwnedFd>,
     output: Option<OwnedFd>,
@@ -44,7 +61,7 @@ pub(super) struct Running {
 }
 
 /// Starts a command in its container.
-pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
+pub(super) fn start(entry: &Entry<'_>) -> Result<Running, ExecOutcome> {
     let not_run = |what: &str, e: &dyn std::error::Error| {
         ExecOutcome::NotRun(format!("cannot {what}: {}", kernels_words(&e)))
     };
@@ -64,18 +81,26 @@ pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
         Err(e) => return Err(not_run("find the container", &e)),
     }
     own_user_namespace(target.pid)?;
-    let mut created = cgroup::create(&target.cgroup_dirs, entry.number)
+    let (streams, session) = match entry.kind {
+        Kind::Captured => (Streams::Captured, None),
+        Kind::Session(given) => {
+            (streams_of(given)?, Some(target.command.first().cloned().unwrap_or_default()))
+        }
+    };
+    let mut created = cgroup::create(&target.cgroup_dirs, entry.number, session.is_some())
         .map_err(|e| not_run("create the command's cgroup", &e))?;
     let container = Container { init: init.as_fd(), pid, cgroup_procs: &created.procs };
-    match exec::enter(&container, &command) {
+    match exec::enter(&container, &command, streams) {
         Ok(entering) => Ok(Running {
             id: entry.id,
-            deadline: entry.deadline,
+            deadline: Some(entry.deadline),
+            untold: session.is_some(),
+            session,
             first: Some(entering.first),
             command: None,
-            started: false,
+            started: None,
             reports: Some(entering.reports),
-            output: Some(entering.output),
+            output: entering.output,
             text: Vec::new(),
             failed: None,
             answered: false,
@@ -89,40 +114,6 @@ pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
     }
 }
 
-/// A container with its own user namespace needs its ids mapped, which is not supported.
-fn own_user_namespace(pid: u32) -> Result<(), ExecOutcome> {
-    let theirs = fs::read_link(format!("/proc/{pid}/ns/user"));
-    match (theirs, fs::read_link("/proc/self/ns/user")) {
-        (Ok(theirs), Ok(ours)) if theirs == ours => Ok(()),
-        (Ok(_), Ok(_)) => Err(ExecOutcome::Unsupported("the container has a user namespace".to_owned())),
-        (Err(e), _) | (_, Err(e)) => Err(ExecOutcome::NotRun(format!("cannot find the container: {e}"))),
-    }
-}
-
-fn command(target: &ExecTarget) -> Result<Command, ExecOutcome> {
-    let texts =
-        |texts: &[String]| texts.iter().map(|t| CString::new(t.as_str())).collect::<Result<Vec<_>, _>>();
-    let nul = |_| ExecOutcome::NotRun("the command holds a NUL character".to_owned());
-    let process = &target.process;
-    if target.command.is_empty() {
-        return Err(ExecOutcome::NotRun("the command is empty".to_owned()));
-    }
-    Ok(Command {
-        argv: texts(&target.command).map_err(nul)?,
-        env: texts(&process.env).map_err(nul)?,
-        cwd: CString::new(process.cwd.as_str()).map_err(nul)?,
-        uid: process.uid,
-        gid: process.gid,
-        groups: process.groups.clone(),
-        umask: process.umask,
-        capabilities: process.capabilities,
-        no_new_privs: process.no_new_privs,
-        rlimits: process.rlimits.iter().map(|l| (l.resource, l.soft, l.hard)).collect(),
-        oom_score_adj: process.oom_score_adj,
-        find_home: !process.env.iter().any(|e| e.strip_prefix("HOME=").is_some_and(|h| !h.is_empty())),
-    })
-}
-
 impl Running {
     /// Descriptors that are watched for input.
     pub(super) fn watched(&self) -> Vec<BorrowedFd<'_>> {
@@ -131,9 +122,19 @@ impl Running {
         processes.chain(pipes).collect()
     }
 
+    /// Whether the command is a client's.
+    pub(super) fn is_session(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Whether the command has ended or was given up.
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered
+    }
+
     /// Time of the next action without input.
     pub(super) fn next_action(&self) -> Option<Instant> {
-        let deadline = (!self.answered).then_some(self.deadline);
+        let deadline = self.deadline.filter(|_| !self.answered);
         deadline.into_iter().chain(self.retry).min()
     }
 
@@ -147,16 +148,18 @@ impl Running {
             && self.reports.is_none()
     }
 
-    /// Kills the command, because its caller no longer waits.
+    /// Kills the command, because its caller no longer waits. A session may have ended in this moment, by the hangup of
+    /// its terminal: what is left of it was not to stay.
     pub(super) fn cancel(&mut self) {
-        if !self.answered {
+        if !self.answered || self.cgroup.as_ref().is_some_and(CommandCgroup::keeps) {
             self.answered = true;
+            self.retry = None;
             self.destroy();
         }
     }
 
-    /// Advances without waiting. Returns the reply once.
-    pub(super) fn advance(&mut self, now: Instant) -> Option<Reply> {
+    /// Advances without waiting. Returns the outcome once, and before it that a session's command runs.
+    pub(super) fn advance(&mut self, now: Instant) -> Vec<Reply> {
         self.read_reports();
         self.read_output();
         reap(&mut self.first);
@@ -169,7 +172,15 @@ impl Running {
         if self.answered && self.retry.is_none_or(|at| at <= now) {
             self.clear(now);
         }
-        outcome.map(|outcome| Reply { id: self.id, outcome })
+        let runs = self.reports.is_none() && !matches!(outcome, Some(ExecOutcome::NotRun(_)));
+        let told = self.started.filter(|_| runs && std::mem::take(&mut self.untold));
+        let pid = told.and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok());
+        let started = pid.map(|pid| Reply::Started { id: self.id, pid });
+        if self.session.is_some() && runs {
+            self.deadline = None;
+        }
+        let ended = outcome.map(|outcome| Reply::Ended { id: self.id, outcome });
+        started.into_iter().chain(ended).collect()
     }
 
     fn outcome(&mut self, ended: Option<WaitIdStatus>, now: Instant) -> Option<ExecOutcome> {
@@ -190,10 +201,11 @@ impl Running {
                 (None, None) => ExecOutcome::NotRun("the command's end is not known".to_owned()),
             });
         }
-        if now < self.deadline {
+        let started = self.command.is_some() && self.reports.is_none();
+        // A session that runs has no deadline, also where it began to run in this moment.
+        if self.deadline.is_none_or(|deadline| now < deadline) || started && self.session.is_some() {
             return None;
         }
-        let started = self.command.is_some() && self.reports.is_none();
         self.destroy();
         Some(if started {
             ExecOutcome::TimedOut { output: self.take_output() }
@@ -212,16 +224,21 @@ impl Running {
         while let Some(reports) = &self.reports {
             match exec::read_report(reports) {
                 Ok(Some(Report::Started(pid))) => {
-                    self.started = true;
+                    self.started = Some(pid);
                     match Process::of(pid) {
                         Ok(process) => self.command = Some(process),
                         Err(e) => self.failed = Some(format!("cannot watch the command: {e}")),
                     }
                 }
-                Ok(Some(Report::Failed(stage, errno))) => self.failed = Some(explain(stage, errno)),
+                Ok(Some(Report::Failed(stage, errno))) => {
+                    self.failed = Some(match &self.session {
+                        Some(program) => explain_to_client(stage, errno, program),
+                        None => explain(stage, errno),
+                    });
+                }
                 Ok(None) => {
                     self.reports = None;
-                    if !self.started && self.failed.is_none() {
+                    if self.started.is_none() && self.failed.is_none() {
                         self.failed = Some("the command was ended before it started".to_owned());
                     }
                 }
@@ -255,7 +272,8 @@ impl Running {
 
     /// Kills all processes of the command.
     fn destroy(&mut self) {
-        if let Some(cgroup) = &self.cgroup {
+        if let Some(cgroup) = &mut self.cgroup {
+            cgroup.doom();
             cgroup.kill();
         }
         // These processes may not have entered the cgroup.
@@ -264,7 +282,7 @@ impl Running {
         }
     }
 
-    /// After the reply: kills remaining processes and removes the cgroup.
+    /// After the outcome: kills remaining processes, unless they stay, and removes the cgroup.
     fn clear(&mut self, now: Instant) {
         self.retry = None;
         self.output = None;
@@ -274,7 +292,9 @@ impl Running {
             return;
         }
         self.retry = Some(now + cgroup.backoff());
-        self.destroy();
+        if !cgroup.keeps() {
+            self.destroy();
+        }
     }
 }
 
@@ -301,35 +321,21 @@ pub(super) fn reap_strays() {
     while let Ok(Some(_)) = waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {}
 }
 
-fn explain(stage: Stage, errno: Errno) -> String {
-    let what = match stage {
-        Stage::Descriptors => "set up the command's descriptors",
-        Stage::Cgroup => "join the container's cgroup",
-        Stage::Namespaces if errno == Errno::SRCH => return "the container has ended".to_owned(),
-        Stage::Namespaces => "join the container's namespaces",
-        Stage::Rlimit => "set the command's resource limits",
-        Stage::WorkingDirectory => "change to the container's working directory",
-        Stage::Bounding | Stage::Capabilities => "set the command's capabilities",
-        Stage::Credentials => "set the command's user and groups",
-        Stage::NoNewPrivs => "set no_new_privs",
-        Stage::Fork => "start a process in the container",
-        Stage::Exec => "execute the command",
-    };
-    format!("cannot {what}: {}", kernels_words(&errno))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_sys::exec::Stage;
     use std::time::Duration;
 
     fn under_way(reports: OwnedFd, deadline: Instant) -> Running {
         Running {
             id: 1,
-            deadline,
+            deadline: Some(deadline),
+            session: None,
             first: None,
             command: None,
-            started: true,
+            started: Pid::from_raw(1),
+            untold: false,
             reports: Some(reports),
             output: None,
             text: Vec::new(),

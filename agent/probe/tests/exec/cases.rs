@@ -417,8 +417,8 @@ fn program_file_is_read_only() {
 /// Prints the command's own attributes without those that differ from run to run. Ignored signals have a case
 /// of their own: runc is started here by the C library's posix_spawn, which leaves its two internal signals
 /// ignored.
-const LOOK: &str = "grep -vE '^(Pid|Tgid|NSpid|NStgid|NSpgid|NSsid|Ngid|Vm|Rss|Huge|.*ctxt|SigQ|SigIgn|THP|State|PPid)' /proc/self/status
-cat /proc/self/limits /proc/self/oom_score_adj; env | sort; pwd; umask; ls /proc/self/fd
+pub(crate) const LOOK: &str = "grep -vE '^(Pid|Tgid|NSpid|NStgid|NSpgid|NSsid|Ngid|Vm|Rss|Huge|.*ctxt|SigQ|SigIgn|THP|State|PPid)' /proc/self/status
+cat /proc/self/limits /proc/self/oom_score_adj; env | sort; pwd; umask; ls -1 /proc/self/fd
 for n in mnt pid net ipc uts cgroup user; do readlink /proc/self/ns/$n; done";
 
 fn same_as_runc_exec() {

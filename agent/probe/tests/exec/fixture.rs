@@ -17,6 +17,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 const INIT: &str = "set -e
 mount --bind \"$1\" \"$1\"
 mount -t proc proc \"$1/proc\"
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts \"$1/dev/pts\"
 cd \"$1\"
 pivot_root . old
 /bin/busybox umount -l /old
@@ -138,6 +139,10 @@ impl Runc {
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+                {
+                    "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                    "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+                },
             ],
             "linux": {
                 "cgroupsPath": format!("/{name}/c"),
@@ -259,7 +264,7 @@ fn remove_tree(dir: &Path) -> std::io::Result<()> {
 
 pub(crate) fn rootfs() -> tempfile::TempDir {
     let root = tempfile::Builder::new().prefix("berth-probe-").tempdir().unwrap();
-    for dir in ["bin", "proc", "old", "etc", "dev", "tmp", "srv/data"] {
+    for dir in ["bin", "proc", "old", "etc", "dev", "tmp", "srv/data", "dev/pts"] {
         fs::create_dir_all(root.path().join(dir)).unwrap();
     }
     let busybox = root.path().join("bin/busybox");
@@ -267,7 +272,7 @@ pub(crate) fn rootfs() -> tempfile::TempDir {
     fs::copy(found, &busybox).unwrap();
     for tool in [
         "sh", "cat", "sleep", "true", "false", "id", "ls", "yes", "readlink", "pwd", "env", "head", "kill",
-        "grep", "sort",
+        "grep", "sort", "stty", "tty", "touch", "ln", "mkfifo",
     ] {
         std::os::unix::fs::symlink("busybox", root.path().join("bin").join(tool)).unwrap();
     }
@@ -276,9 +281,12 @@ pub(crate) fn rootfs() -> tempfile::TempDir {
         "root:x:0:0:r:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n",
     )
     .unwrap();
-    let null = root.path().join("dev/null");
-    let made = Command::new("mknod").arg(&null).args(["-m", "666", "c", "1", "3"]).status();
-    assert!(made.unwrap().success());
+    for (device, minor) in [("null", "3"), ("tty", "0")] {
+        let major = if device == "null" { "1" } else { "5" };
+        let path = root.path().join("dev").join(device);
+        let made = Command::new("mknod").arg(path).args(["-m", "666", "c", major, minor]).status();
+        assert!(made.unwrap().success());
+    }
     fs::write(root.path().join("bin/script"), "#!/bin/sh\nexit 4\n").unwrap();
     set_mode(&root.path().join("bin/script"), 0o755);
     fs::write(root.path().join("bin/forbidden"), "").unwrap();

@@ -1,6 +1,6 @@
 //! The two processes between fork and execve. No function of them returns to the caller's code.
 
-use super::{Command, Container, Stage, owned};
+use super::{Command, Container, Stage, owned, privileges::become_user, terminal};
 use rustix::{io::Errno, process::Pid};
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_long},
@@ -12,19 +12,24 @@ use std::{
 /// Bytes of a report: a kind and a number.
 pub(super) const RECORD: usize = 5;
 
-/// Numbers of the report pipe and of the container's pidfd in the first process, which has no other
-/// descriptor above standard error.
+/// Numbers of the report pipe, of the container's pidfd and of the terminal's socket in the first process, which
+/// has no other descriptor above standard error.
 const REPORTS: c_int = 3;
 const INIT: c_int = 4;
+const CONSOLE: c_int = 5;
 
 /// Bytes of `/etc/passwd` that are read at most.
 const MAX_PASSWD: u64 = 1024 * 1024;
 
 /// Descriptors that the caller made, by the caller's numbers.
 pub(super) struct Descriptors {
-    pub(super) null: c_int,
-    pub(super) output: c_int,
+    /// Standard input, output and errors.
+    pub(super) standard: [c_int; 3],
     pub(super) reports: c_int,
+    /// Socket for the other side of a terminal, which then takes the place of the standard streams.
+    pub(super) console: Option<c_int>,
+    /// Whether the command ends with the caller.
+    pub(super) ends_with_caller: bool,
 }
 
 /// Argument list in the form that execve takes.
@@ -42,14 +47,14 @@ fn pointers(texts: &[CString]) -> Vec<*const c_char> {
     texts.iter().map(|t| t.as_ptr()).chain([ptr::null()]).collect()
 }
 
-type Step<T> = Result<T, (Stage, Errno)>;
+pub(super) type Step<T> = Result<T, (Stage, Errno)>;
 
 /// Converts the result of a system call that returns -1 on failure.
-fn check(stage: Stage, result: c_long) -> Step<c_long> {
+pub(super) fn check(stage: Stage, result: c_long) -> Step<c_long> {
     if result == -1 { Err((stage, last_error())) } else { Ok(result) }
 }
 
-fn last_error() -> Errno {
+pub(super) fn last_error() -> Errno {
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
@@ -83,7 +88,7 @@ pub(super) fn first(
 ) -> ! {
     let _guard = LeaveOnUnwind;
     match go_inside(container, command, descriptors) {
-        Ok(env) => second(command, pointers, env),
+        Ok(env) => second(command, pointers, env, descriptors),
         Err((stage, errno)) => {
             report(stage as u8, errno.raw_os_error());
             leave(1)
@@ -105,6 +110,10 @@ fn go_inside(container: &Container<'_>, command: &Command, descriptors: &Descrip
     }
     inherit_rlimits(container.pid);
     enter_namespaces()?;
+    if descriptors.console.is_some() {
+        // SAFETY: the descriptor was placed here and has no other owner in this process.
+        terminal::make(unsafe { owned(CONSOLE) })?;
+    }
     for (resource, soft, hard) in &command.rlimits {
         let limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
         // SAFETY: the structure lives across the call.
@@ -121,29 +130,35 @@ fn go_inside(container: &Container<'_>, command: &Command, descriptors: &Descrip
     Ok(env)
 }
 
-/// Moves /dev/null, the output pipe (twice), the reports and the container's pidfd to their numbers and
+/// Moves the standard streams, the reports, the container's pidfd and the terminal's socket to their numbers and
 /// closes all other descriptors.
 fn place_descriptors(container: &Container<'_>, from: &Descriptors) -> Step<()> {
+    let [input, output, errors] = from.standard;
     let placed = [
-        (from.null, 0, 0),
-        (from.output, 1, 0),
-        (from.output, 2, 0),
-        (from.reports, REPORTS, libc::O_CLOEXEC),
-        (container.init.as_raw_fd(), INIT, libc::O_CLOEXEC),
+        (Some(input), 0, 0),
+        (Some(output), 1, 0),
+        (Some(errors), 2, 0),
+        (Some(from.reports), REPORTS, libc::O_CLOEXEC),
+        (Some(container.init.as_raw_fd()), INIT, libc::O_CLOEXEC),
+        (from.console, CONSOLE, libc::O_CLOEXEC),
     ];
+    let placed = placed.into_iter().filter_map(|(fd, to, flags)| fd.map(|fd| (fd, to, flags)));
     // First to numbers above all final ones, so that no descriptor is overwritten before its move.
-    let mut above = [0; 5];
-    for (slot, (fd, _, _)) in above.iter_mut().zip(placed) {
+    let mut above = Vec::new();
+    for (fd, to, flags) in placed {
         // SAFETY: takes no pointers.
         let moved = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16) };
-        *slot = c_int::try_from(check(Stage::Descriptors, c_long::from(moved))?).unwrap_or(-1);
+        check(Stage::Descriptors, c_long::from(moved))?;
+        above.push((moved, to, flags));
     }
-    for (fd, (_, to, flags)) in above.into_iter().zip(placed) {
+    let mut end: libc::c_uint = 0;
+    for (fd, to, flags) in above {
         // SAFETY: takes no pointers; the replaced descriptor belonged to the caller's copy.
         check(Stage::Descriptors, c_long::from(unsafe { libc::dup3(fd, to, flags) }))?;
+        end = end.max(to.unsigned_abs() + 1);
     }
     // SAFETY: takes no pointers; no code that owns one of these descriptors runs in this process any more.
-    let closed = unsafe { libc::close_range(5, libc::c_uint::MAX, 0) };
+    let closed = unsafe { libc::close_range(end, libc::c_uint::MAX, 0) };
     check(Stage::Descriptors, c_long::from(closed))?;
     Ok(())
 }
@@ -247,117 +262,8 @@ fn home(uid: u32) -> Vec<u8> {
         .unwrap_or_else(|| b"/".to_vec())
 }
 
-/// Changes from root to the command's user. The order is runc's, because each step needs a privilege that a
-/// later step drops.
-fn become_user(command: &Command) -> Step<()> {
-    let entered = change_directory(&command.cwd);
-    drop_bounding(command.capabilities.bounding)?;
-    // SAFETY: the group list is as long as stated; the other calls take no pointers.
-    unsafe {
-        if command.uid != 0 {
-            // Lets a command under another user open /dev/stdout again.
-            libc::fchown(1, command.uid, libc::gid_t::MAX);
-        }
-        check(Stage::Credentials, c_long::from(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0)))?;
-        let groups = libc::setgroups(command.groups.len(), command.groups.as_ptr());
-        check(Stage::Credentials, c_long::from(groups))?;
-        let (uid, gid) = (command.uid, command.gid);
-        check(Stage::Credentials, c_long::from(libc::setresgid(gid, gid, gid)))?;
-        check(Stage::Credentials, c_long::from(libc::setresuid(uid, uid, uid)))?;
-        check(Stage::Credentials, c_long::from(libc::prctl(libc::PR_SET_KEEPCAPS, 0, 0, 0, 0)))?;
-    }
-    // The user may have access to a directory on a file system that denies it to root.
-    entered.or_else(|_| change_directory(&command.cwd))?;
-    still_inside()?;
-    set_capabilities(command)?;
-    if command.no_new_privs {
-        // SAFETY: takes no pointers.
-        let set = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-        check(Stage::NoNewPrivs, c_long::from(set))?;
-    }
-    Ok(())
-}
-
-fn change_directory(cwd: &CStr) -> Step<()> {
-    // SAFETY: the path ends with NUL.
-    check(Stage::WorkingDirectory, c_long::from(unsafe { libc::chdir(cwd.as_ptr()) })).map(|_| ())
-}
-
-/// Checks that the working directory is inside the mount namespace: for a directory outside, the kernel's
-/// getcwd returns a path without a leading slash.
-fn still_inside() -> Step<()> {
-    let mut path = [0u8; 4096];
-    // SAFETY: the buffer is as long as stated.
-    let length = unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) };
-    check(Stage::WorkingDirectory, length)?;
-    if path.first() == Some(&b'/') { Ok(()) } else { Err((Stage::WorkingDirectory, Errno::XDEV)) }
-}
-
-fn drop_bounding(keep: u64) -> Step<()> {
-    for capability in 0..64u32 {
-        // SAFETY: take no pointers.
-        unsafe {
-            match libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) {
-                0 => {}
-                1 if keep & (1 << capability) != 0 => {}
-                1 => {
-                    let dropped = libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
-                    check(Stage::Bounding, c_long::from(dropped))?;
-                }
-                // The number is past the last capability that this kernel knows.
-                _ => break,
-            }
-        }
-    }
-    Ok(())
-}
-
-/// `struct __user_cap_header_struct` and `struct __user_cap_data_struct[2]` of `linux/capability.h`.
-#[repr(C)]
-struct CapHeader {
-    version: u32,
-    pid: c_int,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct CapData {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-
-fn set_capabilities(command: &Command) -> Step<()> {
-    let sets = command.capabilities;
-    let half = |shift: u32| {
-        let part = |set: u64| u32::try_from(set >> shift & 0xFFFF_FFFF).unwrap_or_default();
-        CapData {
-            effective: part(sets.effective),
-            permitted: part(sets.permitted),
-            inheritable: part(sets.inheritable),
-        }
-    };
-    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
-    let data = [half(0), half(32)];
-    // SAFETY: header and both halves live across the call and have the layout of version 3.
-    let set = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
-    check(Stage::Capabilities, set)?;
-    // SAFETY: takes no pointers.
-    let cleared = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
-    check(Stage::Capabilities, c_long::from(cleared))?;
-    for capability in (0..64u32).filter(|c| sets.ambient & (1 << c) != 0) {
-        // SAFETY: takes no pointers.
-        let raised =
-            unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) };
-        check(Stage::Capabilities, c_long::from(raised))?;
-    }
-    Ok(())
-}
-
 /// Makes the second process, which is born into the PID namespace, and ends the first.
-fn second(command: &Command, argv: &Pointers, env: Vec<CString>) -> ! {
+fn second(command: &Command, argv: &Pointers, env: Vec<CString>, descriptors: &Descriptors) -> ! {
     let envp = pointers(&env);
     let candidates = candidates(command, &env);
     let flags = c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
@@ -366,13 +272,25 @@ fn second(command: &Command, argv: &Pointers, env: Vec<CString>) -> ! {
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match pid {
         0 => {
-            // SAFETY: takes no pointers. The death signal ends the command when the helper dies.
+            // SAFETY: take no pointers. The death signal ends the command when the helper dies.
             unsafe {
                 libc::setsid();
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                if descriptors.ends_with_caller {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                }
             }
-            let errno = execute(&candidates, &argv.argv, &envp);
-            report(Stage::Exec as u8, errno.raw_os_error());
+            let failure = match terminal::control(descriptors.console.is_some()) {
+                Ok(()) => execute(&candidates, &argv.argv, &envp),
+                Err((stage, errno)) => (stage, errno, None),
+            };
+            if let (Stage::Exec, errno, Some(program)) = failure
+                && !descriptors.ends_with_caller
+            {
+                // As with every OCI runtime, the command counts as started and says itself what is wrong.
+                tell(program, errno);
+                leave(255)
+            }
+            report(failure.0 as u8, failure.1.raw_os_error());
             leave(127)
         }
         -1 => {
@@ -401,18 +319,47 @@ fn candidates(command: &Command, env: &[CString]) -> Vec<CString> {
         .collect()
 }
 
-fn execute(candidates: &[CString], argv: &[*const c_char], envp: &[*const c_char]) -> Errno {
+/// Executes the first candidate that is a file which may be executed.
+fn execute<'c>(
+    candidates: &'c [CString],
+    argv: &[*const c_char],
+    envp: &[*const c_char],
+) -> (Stage, Errno, Option<&'c CStr>) {
     let mut failure = Errno::NOENT;
     for program in candidates {
         // SAFETY: all texts end with NUL and both lists with a null pointer.
         unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-        match last_error() {
-            Errno::NOENT | Errno::NOTDIR => {}
-            Errno::ACCESS => failure = Errno::ACCESS,
-            other => return other,
+        let error = last_error();
+        match (error, executable(program)) {
+            // It is what was looked for, and a program that it names is missing.
+            (error, Ok(())) => return (Stage::Exec, error, Some(program)),
+            (Errno::NOENT | Errno::NOTDIR | Errno::ACCESS, Err(why)) => {
+                if failure == Errno::NOENT {
+                    failure = why;
+                }
+            }
+            (other, Err(_)) => return (Stage::Exec, other, Some(program)),
         }
     }
-    failure
+    (Stage::Lookup, failure, None)
+}
+
+/// Writes to standard error why a program cannot be executed.
+fn tell(program: &CStr, errno: Errno) {
+    let words = errno.to_string();
+    let words = words.split_once(" (os error").map_or(words.as_str(), |(words, _)| words).to_lowercase();
+    let text = format!("exec {}: {words}\n", program.to_string_lossy());
+    // SAFETY: the buffer is as long as stated. A failed write is ignored: nobody reads then.
+    unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+}
+
+/// Whether a path is a file that this process may execute.
+fn executable(program: &CStr) -> Result<(), Errno> {
+    use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
+    if FileType::from_raw_mode(stat(program)?.st_mode) == FileType::Directory {
+        return Err(Errno::ISDIR);
+    }
+    accessat(CWD, program, Access::EXEC_OK, AtFlags::EACCESS)
 }
 
 pub(super) fn reexec_read_only(argv: &[CString], env: &[CString]) -> io::Error {
