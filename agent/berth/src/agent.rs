@@ -4,6 +4,7 @@
 mod api_error;
 pub(crate) mod args;
 mod certificates;
+mod client_command;
 mod cluster;
 mod cluster_dns;
 mod control_plane;

@@ -2,14 +2,15 @@
 //! module.
 //!
 //! A command runs through the exec helper where the helper supports all that confines the container.
-//! Otherwise the command runs through containerd, which always can. `exec` for users needs a terminal and
-//! streams, and always goes through containerd. On both paths a command that exceeds its time is ended
-//! together with the processes that it started.
+//! Otherwise the command runs through containerd, which always can. On both paths a command that exceeds its
+//! time, or whose client is gone, is ended together with the processes that it started.
 
 use crate::NodeExecutor;
 use berth_core::{error::Chain, ids::ContainerId, sync::lock};
 use berth_pods::NodeProcess;
-use berth_probe::{ExecOutcome, ExecTarget, Unsupported, exec::MAX_OUTPUT, process_of_spec};
+use berth_probe::{
+    ExecOutcome, ExecTarget, Session, SessionError, Stdio, Unsupported, exec::MAX_OUTPUT, process_of_spec,
+};
 use berth_runtime::ExecRequest;
 use berth_sys::clock;
 use std::{
@@ -86,6 +87,26 @@ impl NodeExecutor {
         };
         tracing::debug!(container = id.short(), why, "command goes through containerd");
         self.run_through_containerd(id, command, within).await.unwrap_or_else(ExecOutcome::NotRun)
+    }
+
+    /// Starts a client's command through the exec helper and returns when it runs.
+    ///
+    /// # Errors
+    /// The command does not run, or the helper does not support what confines the container: then the caller goes
+    /// through containerd.
+    pub async fn start_session(
+        &self,
+        id: &ContainerId,
+        process: NodeProcess,
+        command: Vec<String>,
+        stdio: Stdio,
+    ) -> Result<Session, SessionError> {
+        let target = self.target(id, process, command).await;
+        let mut target = target.map_err(SessionError::Unsupported)?;
+        if matches!(stdio, Stdio::Terminal) && !target.process.env.iter().any(|e| e.starts_with("TERM=")) {
+            target.process.env.push("TERM=xterm".to_owned());
+        }
+        self.prober.session(&target, stdio).await
     }
 
     async fn run_through_containerd(

@@ -1,26 +1,40 @@
 //! A command in a container for a client of the local socket. The client opens the FIFOs itself, so
 //! that no byte of its input and output passes through the agent.
 
-use super::api_error::{from_runtime, unavailable};
+use super::{
+    api_error::{from_runtime, unavailable},
+    client_command::{ClientCommand, no_input},
+    local_api::LocalApi,
+};
 use berth_api::message::{ErrorCode, ExecPaths, ExecSpec, Size};
 use berth_core::roots::Roots;
 use berth_executor::NodeExecutor;
-use berth_runtime::{ExecHandle, ExecRequest, Runtime, Stdio};
-use berth_server::{ApiError, ExecSession, WatchCache};
+use berth_pods::NodeProcess;
+use berth_probe::{Session, SessionError};
+use berth_runtime::{ExecRequest, Runtime, Stdio};
+use berth_server::{ApiError, ExecSession};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// A command, before and while it runs. Dropping the session kills a running command and removes
 /// its FIFOs.
 pub(crate) struct LocalExec {
     runtime: Runtime,
+    executor: Arc<NodeExecutor>,
+    /// The container's first process.
+    first: NodeProcess,
+    command: Vec<String>,
     request: Option<ExecRequest>,
-    handle: Option<ExecHandle>,
+    running: Option<ClientCommand>,
     size: Option<Size>,
     stdin: bool,
     dir: Fifos,
@@ -81,20 +95,19 @@ fn both_ends(path: &Path) -> io::Result<File> {
 }
 
 /// Finds the running container, builds the process from its specification and makes the FIFOs.
-pub(crate) async fn prepare(
-    roots: &Roots,
-    cache: &WatchCache,
-    executor: &NodeExecutor,
-    spec: ExecSpec,
-) -> Result<LocalExec, ApiError> {
+pub(crate) async fn prepare(api: &LocalApi, spec: ExecSpec) -> Result<LocalExec, ApiError> {
+    let (roots, executor) = (&api.roots, &api.executor);
     let missing = |what: String| ApiError::new(ErrorCode::NotFound, what);
     if spec.command.is_empty() {
         return Err(ApiError::new(ErrorCode::Invalid, "cannot run an empty command"));
     }
-    let pod = cache.pod(&spec.uid).ok_or_else(|| missing(format!("no pod has the UID {}", spec.uid)))?;
+    let pod = api.cache.pod(&spec.uid).ok_or_else(|| missing(format!("no pod has the UID {}", spec.uid)))?;
     let view = pod.view.containers.iter().find(|c| c.name == spec.container);
-    let id = match view {
-        Some(running) => running.id.clone(),
+    let (id, first) = match view {
+        Some(running) => {
+            let first = NodeProcess { pid: running.pid, start_time: running.start_time };
+            (running.id.clone(), first)
+        }
         None => {
             let text = format!("container {} of pod {} does not run", spec.container, pod.view.key);
             return Err(missing(text));
@@ -102,7 +115,7 @@ pub(crate) async fn prepare(
     };
     let runtime = executor.runtime().map_err(unavailable)?;
     let failed = |why| ApiError::new(ErrorCode::Unavailable, why);
-    let mut request = executor.exec_request(&id, spec.command).await.map_err(failed)?;
+    let mut request = executor.exec_request(&id, spec.command.clone()).await.map_err(failed)?;
     if spec.tty {
         terminal(&mut request.process, spec.size);
     }
@@ -113,7 +126,17 @@ pub(crate) async fn prepare(
     request.terminal = spec.tty;
     request.stdin = spec.stdin;
     let size = spec.size.filter(|_| spec.tty);
-    Ok(LocalExec { runtime, request: Some(request), handle: None, size, stdin: spec.stdin, dir: fifos })
+    Ok(LocalExec {
+        runtime,
+        executor: Arc::clone(executor),
+        first,
+        command: spec.command,
+        request: Some(request),
+        running: None,
+        size,
+        stdin: spec.stdin,
+        dir: fifos,
+    })
 }
 
 /// Gives the OCI process a terminal with its size, and `TERM` where its environment has none.
@@ -146,11 +169,22 @@ impl ExecSession for LocalExec {
         let Some(request) = self.request.take() else {
             return Err(ApiError::new(ErrorCode::Invalid, "cannot start the command twice"));
         };
-        let handle = self.runtime.exec(request).await.map_err(|e| from_runtime(&e))?;
-        // The shim and the client have their ends open.
+        let (running, pid) = match self.by_helper(&request).await {
+            Ok(session) => {
+                let pid = session.pid;
+                (ClientCommand::Helper(session), pid)
+            }
+            Err(SessionError::Failed(why)) => return Err(ApiError::new(ErrorCode::Failed, why)),
+            Err(SessionError::Unsupported(why)) => {
+                tracing::debug!(container = request.id.short(), why, "command goes through containerd");
+                let handle = self.runtime.exec(request).await.map_err(|e| from_runtime(&e))?;
+                let pid = handle.pid;
+                (ClientCommand::Containerd(Box::new(handle)), pid)
+            }
+        };
+        // The command or its shim, and the client, have their ends open.
         self.dir.held.clear();
-        let pid = handle.pid;
-        self.handle = Some(handle);
+        self.running = Some(running);
         if let Some(size) = self.size {
             // Fails where the command has already ended.
             self.resize(size).await.ok();
@@ -159,24 +193,45 @@ impl ExecSession for LocalExec {
     }
 
     async fn wait(&mut self) -> Result<i32, ApiError> {
-        self.running()?.wait().await.map_err(|e| from_runtime(&e))
+        self.running()?.wait().await
     }
 
     async fn resize(&mut self, size: Size) -> Result<(), ApiError> {
-        let (width, height) = (u32::from(size.width), u32::from(size.height));
-        self.running()?.resize(width, height).await.map_err(|e| from_runtime(&e))
+        self.running()?.resize(size.width, size.height).await
     }
 
     async fn close_stdin(&mut self) -> Result<(), ApiError> {
         if !self.stdin {
             return Ok(());
         }
-        self.running()?.close_stdin().await.map_err(|e| from_runtime(&e))
+        self.running()?.close_stdin().await
     }
 }
 
 impl LocalExec {
-    fn running(&mut self) -> Result<&mut ExecHandle, ApiError> {
-        self.handle.as_mut().ok_or_else(|| ApiError::new(ErrorCode::Invalid, "the command is not started"))
+    fn running(&mut self) -> Result<&mut ClientCommand, ApiError> {
+        self.running.as_mut().ok_or_else(|| ApiError::new(ErrorCode::Invalid, "the command is not started"))
+    }
+
+    /// Starts the command by the exec helper, which gets the command's ends of the FIFOs. A terminal takes containerd,
+    /// whose shim copies between it and the FIFOs.
+    async fn by_helper(&self, request: &ExecRequest) -> Result<Session, SessionError> {
+        let stdio = &self.dir.stdio;
+        if stdio.terminal {
+            return Err(SessionError::Unsupported("a terminal has no FIFOs".to_owned()));
+        }
+        // None of these waits for another side: the agent holds both.
+        let write = |path: &Path| OpenOptions::new().write(true).open(path).map(OwnedFd::from);
+        let ends = || -> io::Result<_> {
+            let input = match &stdio.stdin {
+                Some(path) => File::open(path)?.into(),
+                None => no_input()?,
+            };
+            Ok((input, write(&stdio.stdout)?, write(&stdio.stderr)?))
+        };
+        let (input, output, errors) =
+            ends().map_err(|e| SessionError::Failed(format!("cannot open the FIFOs: {e}")))?;
+        let stdio = berth_probe::Stdio::Given { input, output, errors };
+        self.executor.start_session(&request.id, self.first, self.command.clone(), stdio).await
     }
 }

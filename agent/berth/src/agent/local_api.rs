@@ -191,6 +191,6 @@ impl Backend for LocalApi {
     }
 
     async fn prepare_exec(&self, spec: ExecSpec) -> Result<LocalExec, ApiError> {
-        exec_session::prepare(&self.roots, &self.cache, &self.executor, spec).await
+        exec_session::prepare(self, spec).await
     }
 }

@@ -33,6 +33,10 @@ pub struct WantedStreams {
 pub struct RunningContainer {
     /// Its id.
     pub id: ContainerId,
+    /// Process id of its first process, in the host's PID namespace.
+    pub pid: u32,
+    /// Start time of that process (field 22 of `/proc/<pid>/stat`).
+    pub start_time: u64,
     /// It has a terminal.
     pub tty: bool,
     /// It reads standard input.

@@ -1,11 +1,11 @@
-//! The [`StreamBackend`] of the node's API: commands by containerd's exec, attachments by logd, ports by the pods'
-//! network namespaces.
+//! The [`StreamBackend`] of the node's API: commands by the exec helper or containerd's exec, attachments by logd, ports
+//! by the pods' network namespaces.
 
 mod attach;
 mod exec;
 
 use super::super::local_api::LocalApi;
-use berth_core::{ids::ContainerId, model::Container, roots::Roots};
+use berth_core::{model::Container, roots::Roots};
 use berth_nodeapi::{
     Boxed, PodState, Process, RunningContainer, StreamBackend, StreamRefusal, WantedStreams,
 };
@@ -37,8 +37,15 @@ impl StreamBackend for Streams {
         let spec = specification(pod, name).ok_or_else(missing)?;
         let published = self.api.cache.pod(&pod.pod.uid).ok_or_else(missing)?;
         let running = published.view.containers.iter().find(|container| container.name.as_str() == name);
-        let id: ContainerId = running.ok_or_else(missing)?.id.clone();
-        Ok(RunningContainer { id, tty: spec.tty, stdin: spec.stdin, stdin_once: spec.stdin_once })
+        let running = running.ok_or_else(missing)?;
+        Ok(RunningContainer {
+            id: running.id.clone(),
+            pid: running.pid,
+            start_time: running.start_time,
+            tty: spec.tty,
+            stdin: spec.stdin,
+            stdin_once: spec.stdin_once,
+        })
     }
 
     fn exec(
