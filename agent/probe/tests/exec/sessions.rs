@@ -30,6 +30,10 @@ pub(crate) const ALL: &[Case] = &[
     ("session_fails_in_the_words_of_runc", session_fails_in_the_words_of_runc),
     ("session_of_a_seccomp_filter_is_unsupported", session_of_a_seccomp_filter_is_unsupported),
     ("many_sessions_leave_nothing", many_sessions_leave_nothing),
+    (
+        "sessions_at_once_are_bounded_and_leave_room_for_probes",
+        sessions_at_once_are_bounded_and_leave_room_for_probes,
+    ),
 ];
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -375,5 +379,30 @@ fn many_sessions_leave_nothing() {
         until("nothing is left", || container.clean());
         until("descriptors are as before", || fds() == before);
         assert!(Path::new(&format!("/proc/{helper}")).exists(), "it is the same helper");
+    });
+}
+
+fn sessions_at_once_are_bounded_and_leave_room_for_probes() {
+    const MAX: usize = 128;
+    let container = Container::start();
+    runtime().block_on(async {
+        let prober = prober(&container);
+        let target = container.target(&process(), &["cat"]);
+        let mut open = Vec::new();
+        for _ in 0..MAX {
+            open.push(piped(&prober, &target).await.unwrap());
+        }
+        let refused = piped(&prober, &target).await.map(|all| all.session);
+        assert!(matches!(refused, Err(SessionError::Unsupported(_))), "{refused:?}");
+        let probe = container.target(&process(), &["true"]);
+        let outcome = prober.exec(&probe, Duration::from_secs(10)).await;
+        assert!(matches!(outcome, Ok(berth_probe::ExecOutcome::Exited { code: 0, .. })), "{outcome:?}");
+        open.truncate(MAX - 1);
+        let end = Instant::now() + Duration::from_secs(5);
+        while let Err(error) = piped(&prober, &target).await {
+            assert!(Instant::now() < end, "an ended session makes room: {error}");
+        }
+        drop(open);
+        until("nothing is left", || container.clean());
     });
 }
