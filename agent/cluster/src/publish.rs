@@ -51,8 +51,8 @@ pub struct PodToPublish {
     pub observed: bool,
     /// Whether a container of the pod may run.
     pub may_run: bool,
-    /// Whether everything of the pod is removed from the node.
-    pub torn_down: bool,
+    /// Whether no process, network and volume of the pod is left on the node. Records of its containers may be.
+    pub reclaimed: bool,
 }
 
 /// Reads an object with its identity, for a reflector whose consumer keeps the JSON.

@@ -118,6 +118,9 @@ pub struct Plan {
     /// The pod is ending, its containers are dead and their exits stored, and its volumes are unmounted. The
     /// network may still be on the way down.
     pub gone: bool,
+    /// The pod is gone and its network is released. Only records of its containers may be left: its object may go
+    /// (`canBeDeleted`, `pkg/kubelet/status/status_manager.go`, waits for no record either).
+    pub reclaimed: bool,
     /// Nothing of the pod is left, and its worker ends.
     pub finished: bool,
 }
@@ -140,12 +143,14 @@ pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Pl
     }
     let probes = d.probes();
     let gone = d.memory.ending.is_some() && d.is_gone();
+    let reclaimed = gone && seen.runtime_answers && d.resources_reclaimed();
     let finished = d.memory.removed;
     let status = status::status(&mut d, terminal);
     Plan {
         status,
         probes,
         gone,
+        reclaimed,
         finished,
         memory: d.memory,
         actions: d.actions,

@@ -125,3 +125,25 @@ fn a_shutdown_ends_a_pod_within_the_shorter_grace_and_keeps_it_on_record() {
     assert!(!ended.actions.iter().any(started), "{:?}", ended.actions);
     assert!(!ended.gone && !ended.finished);
 }
+
+#[test]
+fn the_object_of_an_ended_pod_may_go_before_the_records_of_its_containers() {
+    let desired = Desired { end: Some(0), ..world::specs()[0].clone() };
+    let (mut seen, id) = running(&desired);
+    let memory = plan(&desired, &seen, &Memory::default(), now(100)).memory;
+    let record = seen.containers.get_mut(&id).expect("it is there");
+    (record.state, record.task) = (RunState::Recorded(Exit::unknown(now(101).wall)), true);
+    seen.volumes_present = false;
+    let attached = plan(&desired, &seen, &reborn(&memory), now(102));
+    assert!(attached.gone && !attached.reclaimed, "its network is still there");
+
+    seen.sandbox = None;
+    let reclaimed = plan(&desired, &seen, &reborn(&attached.memory), now(103));
+    assert!(reclaimed.reclaimed && !reclaimed.finished, "its container's record is still there");
+    let reaps = |a: &Action| matches!(a, Action::Reap { id: of, .. } if of == &id);
+    assert!(reclaimed.actions.iter().any(reaps), "{:?}", reclaimed.actions);
+    assert_eq!(reclaimed.status.phase, berth_core::status::Phase::Failed);
+
+    seen.runtime_answers = false;
+    assert!(!plan(&desired, &seen, &reborn(&reclaimed.memory), now(104)).reclaimed, "nothing was observed");
+}

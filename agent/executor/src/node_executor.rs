@@ -12,7 +12,7 @@ use crate::{
     image_users::ImageUsers,
     metrics,
     pod_locks::{Area, PodLocks},
-    slots::Slots,
+    slots::{Slot, Slots},
 };
 use berth_core::{
     admit::admit,
@@ -85,6 +85,7 @@ pub struct NodeExecutor {
     pub(crate) images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
     pub(crate) starts: Slots,
     pub(crate) sandboxes: Slots,
+    pub(crate) removals: Slots,
     pub(crate) pod_locks: PodLocks,
     /// The pods and runs that this agent process works on, and the pod of each known run.
     pub(crate) claims: Claims,
@@ -102,6 +103,9 @@ const STARTS_PER_CPU: usize = 5;
 /// between (RTNL, grace periods of RCU). Sandboxes have slots of their own for two reasons: the processors
 /// start containers meanwhile, and the first of many pods does not wait for the sandboxes of all others.
 const SANDBOXES_PER_CPU: usize = 2;
+/// Tasks and records of ended pods deleted at once for each processor. containerd executes a program for each
+/// deleted task. Nobody waits for that, but many clients may wait for the ends of other pods.
+const REMOVALS_PER_CPU: usize = 1;
 
 /// Deadline of a volume refresh.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(120);
@@ -146,6 +150,7 @@ impl NodeExecutor {
             images: Mutex::default(),
             starts: Slots::of_each_processor(STARTS_PER_CPU),
             sandboxes: Slots::of_each_processor(SANDBOXES_PER_CPU),
+            removals: Slots::of_each_processor(REMOVALS_PER_CPU),
             pod_locks: PodLocks::default(),
             claims: Claims::default(),
         }
@@ -196,14 +201,26 @@ impl NodeExecutor {
             Action::RecordExit { container, id, exit } => {
                 self.record_exit(context, &container, id, exit.0).await
             }
-            Action::Reap { id, .. } => self.reap(&context.pod, id).await,
-            Action::Remove { container, id } => self.remove(&context, &container, id).await,
+            Action::Reap { id, .. } => {
+                let _slot = self.removal(&context).await;
+                self.reap(&context.pod, id).await
+            }
+            Action::Remove { container, id } => {
+                let _slot = self.removal(&context).await;
+                self.remove(&context, &container, id).await
+            }
             Action::TeardownSandbox(sandbox_attempt) => {
                 self.teardown_sandbox(&context.pod, sandbox_attempt).await
             }
             Action::UnmountVolumes => self.unmount_volumes(context).await,
             Action::RemovePod => self.remove_pod(&context.pod).await,
         }
+    }
+
+    /// Waits for the turn of a removal. What is left of a run whose pod goes on is removed at once: the next run
+    /// waits for that.
+    async fn removal(&self, context: &Context) -> Option<Slot> {
+        if context.ending { Some(self.removals.acquire().await) } else { None }
     }
 
     async fn mount_volumes(&self, context: Context) -> Result<ActionResult, Failure> {

@@ -101,6 +101,7 @@ impl Node {
             process: None,
             run: None,
             deadline: None,
+            ending: false,
         }
     }
 

@@ -41,6 +41,8 @@ pub struct Context {
     pub run: Option<ObservedContainer>,
     /// The moment by which a hook must have ended. `None` where the action sets no such limit.
     pub deadline: Option<Boottime>,
+    /// Whether the pod has to end.
+    pub ending: bool,
 }
 
 /// A change that an action made to the observed state.

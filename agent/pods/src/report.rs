@@ -26,6 +26,8 @@ pub struct PodReport {
     /// The pod is ending, its containers are dead and its volumes unmounted: no client can reach the pod any
     /// more.
     pub gone: bool,
+    /// The pod is gone and its network is released: its object may go. Records of its containers may be left.
+    pub reclaimed: bool,
     /// The time of the report.
     pub as_of: Wall,
 }

@@ -94,6 +94,7 @@ pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: WaitReason, n
         timeline: Vec::new(),
         observed: false,
         gone: false,
+        reclaimed: false,
         as_of: now.wall,
     }
 }

@@ -82,8 +82,8 @@ struct RunningAction {
 struct Worker<H, R> {
     desired: Desired,
     objects: Arc<Objects>,
-    memory: Memory,
-    stored: Option<Memory>,
+    memory: Arc<Memory>,
+    stored: Option<Arc<Memory>>,
     cache: PodCache,
     /// The pod was observed at least once: what the cache lacks is not on the node.
     observed_once: bool,
@@ -104,7 +104,8 @@ struct Worker<H, R> {
     counted: metrics::Counted,
     /// Status that was published last. The manager reads it for admission.
     published: watch::Sender<Option<Arc<PodStatus>>>,
-    last_gone: bool,
+    /// `gone` and `reclaimed` of the last report.
+    last_ends: (bool, bool),
     /// A report of the observed pod was published, not only the remembered status.
     published_observed: bool,
     logged_events: BTreeSet<Event>,
@@ -131,7 +132,7 @@ pub(crate) async fn run<H: Executor, R: Reports>(
     let mut w = Worker {
         desired: Desired { unknown: config.objects.unknown_of(&config.desired.pod), ..config.desired },
         objects: config.objects,
-        memory: config.memory,
+        memory: Arc::new(config.memory),
         stored: None,
         cache,
         observed_once,
@@ -150,7 +151,7 @@ pub(crate) async fn run<H: Executor, R: Reports>(
         begun: Instant::now(),
         counted: metrics::Counted::default(),
         published: config.published,
-        last_gone: false,
+        last_ends: (false, false),
         published_observed: false,
         logged_events: BTreeSet::new(),
         wake_at: None,
@@ -212,7 +213,11 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     fn sync(&mut self) -> bool {
         let (now, begun) = (self.executor.now(), Instant::now());
         let p: Plan = plan(&self.desired, &self.cache.seen, &self.memory, now);
-        self.memory = p.memory;
+        // A pod at rest has its memory once.
+        self.memory = match self.stored.as_ref().filter(|stored| ***stored == p.memory) {
+            Some(stored) => Arc::clone(stored),
+            None => Arc::new(p.memory),
+        };
         self.wake_at = p.wake_at;
         for e in p.events {
             self.event(e);
@@ -220,7 +225,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         // The memory of a pod of which nothing is left stays until its source lets the pod go.
         self.save();
         if p.finished {
-            self.publish(p.status, true);
+            self.publish(p.status, true, true);
             return true;
         }
         for action in p.actions {
@@ -233,19 +238,20 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             process: self.cache.processes.get(id).copied(),
             run: self.cache.seen.containers.get(id).cloned(),
             deadline: None,
+            ending: false,
         };
         self.probes.reconcile(&p.probes, &self.desired.pod, &self.memory, &self.executor, context);
         self.count_decision(&p.status, now, begun);
-        self.publish(p.status, p.gone);
+        self.publish(p.status, p.gone, p.reclaimed);
         false
     }
 
     fn save(&mut self) {
-        if self.stored.as_ref() == Some(&self.memory) {
+        if self.stored.as_ref().is_some_and(|stored| Arc::ptr_eq(stored, &self.memory)) {
             return;
         }
         match self.store.save(&self.desired.pod, &self.memory) {
-            Ok(()) => self.stored = Some(self.memory.clone()),
+            Ok(()) => self.stored = Some(Arc::clone(&self.memory)),
             Err(error) => {
                 tracing::error!(pod = %self.desired.pod.key, %error, "cannot store the pod's memory")
             }
@@ -283,6 +289,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             process: id.and_then(|id| self.cache.processes.get(id).copied()),
             run: id.and_then(|id| self.cache.seen.containers.get(id).cloned()),
             deadline,
+            ending: self.memory.ending.is_some(),
         }
     }
 
@@ -329,7 +336,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     }
 
     fn learn(&mut self, fact: Fact, now: Now) {
-        for e in learn(&self.desired.pod, &mut self.memory, fact, now) {
+        for e in learn(&self.desired.pod, Arc::make_mut(&mut self.memory), fact, now) {
             self.event(e);
         }
     }
@@ -352,7 +359,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             }
             WorkerMessage::Past(api) => {
                 let pod = Arc::clone(self.pod());
-                self.memory.add_api_status(&pod, &api, now);
+                Arc::make_mut(&mut self.memory).add_api_status(&pod, &api, now);
             }
             WorkerMessage::Objects(o) => {
                 self.objects = o;
@@ -367,7 +374,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                 self.note_ends(ended);
             }
             WorkerMessage::Shutdown(grace) => {
-                self.memory.shutdown.get_or_insert(Ending { since: now.boottime, grace });
+                Arc::make_mut(&mut self.memory).shutdown.get_or_insert(Ending { since: now.boottime, grace });
             }
             WorkerMessage::Oom(id) => self.cache.oom(id),
             WorkerMessage::PauseDied => self.cache.pause_died(now.boottime),

@@ -70,6 +70,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             timeline: Vec::new(),
             observed: true,
             gone: true,
+            reclaimed: true,
             as_of: now.wall,
         });
         self.reports.removed(&wanted.pod.uid);

@@ -110,9 +110,9 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         }
     }
 
-    pub(super) fn publish(&mut self, status: PodStatus, gone: bool) {
+    pub(super) fn publish(&mut self, status: PodStatus, gone: bool, reclaimed: bool) {
         let last = self.published.borrow().clone();
-        let same = last.as_deref() == Some(&status) && self.last_gone == gone;
+        let same = last.as_deref() == Some(&status) && self.last_ends == (gone, reclaimed);
         if same && self.published_observed {
             return;
         }
@@ -122,7 +122,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         }
         let status = Arc::new(status);
         self.published.send_replace(Some(Arc::clone(&status)));
-        self.last_gone = gone;
+        self.last_ends = (gone, reclaimed);
         self.published_observed = true;
         self.reports.pod(PodReport {
             pod: Arc::clone(&self.desired.pod),
@@ -131,6 +131,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             timeline: self.timeline.iter().cloned().collect(),
             observed: true,
             gone,
+            reclaimed,
             as_of: self.executor.now().wall,
         });
     }

@@ -13,6 +13,7 @@ fn report(uid: &str, phase: Phase) -> PodReport {
         timeline: Vec::new(),
         observed: true,
         gone: false,
+        reclaimed: false,
         as_of: Wall(0),
     }
 }

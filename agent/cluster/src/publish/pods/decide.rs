@@ -76,7 +76,7 @@ impl Entry {
         if now.boottime < self.not_before {
             return Step::Wait(self.not_before);
         }
-        let over = report.torn_down;
+        let over = report.reclaimed;
         let deleting = api["metadata"]["deletionTimestamp"].is_string();
         let uid = api["metadata"]["uid"].as_str().unwrap_or_default();
         let update = PodUpdate { uid, pod: &report.pod, may_run: report.may_run && !over, now: now.wall };

@@ -14,7 +14,7 @@ fn pod() -> Arc<Pod> {
 
 fn report(phase: &str) -> PodToPublish {
     let status = json!({ "phase": phase, "startTime": "2026-01-01T00:00:00Z" });
-    PodToPublish { pod: pod(), status, observed: true, may_run: phase == "Running", torn_down: false }
+    PodToPublish { pod: pod(), status, observed: true, may_run: phase == "Running", reclaimed: false }
 }
 
 fn api(version: u32, phase: &str) -> Value {
@@ -110,7 +110,7 @@ fn failures_wait_longer_and_the_server_may_ask_for_more() {
 #[test]
 fn a_pod_is_deleted_only_after_the_api_shows_its_end_and_nothing_of_it_is_left() {
     let mut entry = Entry::default();
-    let over = PodToPublish { torn_down: true, may_run: false, ..report("Failed") };
+    let over = PodToPublish { reclaimed: true, may_run: false, ..report("Failed") };
     // Not deleted by anybody: a finished pod stays.
     assert_eq!(entry.next(&api(1, "Failed"), &over, at(0)), Step::Nothing);
     // The API server does not show the end yet.
@@ -118,7 +118,7 @@ fn a_pod_is_deleted_only_after_the_api_shows_its_end_and_nothing_of_it_is_left()
     assert_eq!(phase(&entry.next(&deleted(api(2, "Running")), &over, at(0))), "Failed");
     entry.answered(patched(2, 3), at(0));
     // Something is left on the node.
-    let left = PodToPublish { torn_down: false, ..over.clone() };
+    let left = PodToPublish { reclaimed: false, ..over.clone() };
     assert_eq!(entry.next(&deleted(api(3, "Failed")), &left, at(0)), Step::Nothing);
     assert_eq!(entry.next(&deleted(api(3, "Failed")), &over, at(0)), Step::Delete);
     assert_eq!(entry.next(&deleted(api(3, "Failed")), &over, at(0)), Step::Nothing, "in flight");
