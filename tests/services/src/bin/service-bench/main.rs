@@ -8,6 +8,7 @@ mod cni;
 mod east_west;
 mod north_south;
 mod rounds;
+mod stop;
 mod tables;
 
 use anyhow::{Context, Result};
@@ -145,7 +146,7 @@ fn pins(name: &str, what: &str) -> PathBuf {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = Bench::new(&args).and_then(|bench| {
+    let done = stop::listen().and_then(|()| Bench::new(&args)).and_then(|bench| {
         let done = bench.run(&args.only);
         if bench.dir.exists() {
             std::fs::remove_dir_all(&bench.dir).context("remove the journals of addresses")?;

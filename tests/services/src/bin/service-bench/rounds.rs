@@ -1,7 +1,7 @@
 //! Runs the arms of a comparison in rotating order and computes medians of per-round ratios. Absolute rates
 //! drift, and the arm that always runs first is always slower.
 
-use crate::say;
+use crate::{say, stop};
 use anyhow::Result;
 use berth_harness::stats::{median, spread};
 
@@ -28,6 +28,7 @@ pub(crate) fn rotate(what: &str, arms: &[Arm<'_>], rounds: usize) -> Result<Rate
         let mut sums = vec![0.0; arms.len()];
         for _ in 0..TURNS {
             for turn in order(arms.len(), walk) {
+                stop::check()?;
                 if let (Some(arm), Some(sum)) = (arms.get(turn), sums.get_mut(turn)) {
                     *sum += (arm.run)()?;
                 }

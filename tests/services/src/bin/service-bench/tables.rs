@@ -1,7 +1,7 @@
 //! Costs of changes: one EndpointSlice among many, all Services into empty tables, a restart that finds all
 //! entries in place; and the kernel memory of the tables.
 
-use crate::{Bench, Figure, east_west, say};
+use crate::{Bench, Figure, east_west, say, stop};
 use anyhow::{Context, Result, ensure};
 use berth_core::shared::Changes;
 use berth_ebpf_loader::report;
@@ -36,6 +36,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let mut fills = Vec::new();
     let mut reconciler = TableReconciler::new(NodeFacts::default(), 1);
     for round in 0..TIMES {
+        stop::check()?;
         if round > 0 {
             clear(&mut plane, &mut reconciler, &objects)?;
             reconciler = TableReconciler::new(NodeFacts::default(), reconciler.next_id());
@@ -70,6 +71,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     objects::put(&mut reconciler, &objects);
     settle(&mut plane, &mut reconciler)?;
     for _ in 0..TIMES {
+        stop::check()?;
         let mut next = TableReconciler::new(NodeFacts::default(), reconciler.next_id());
         let (took, written) = begin(&mut plane, &mut next, &objects)?;
         ensure!(written == 0, "a restart wrote {written} entries, though all was in place");
