@@ -241,6 +241,14 @@ impl Cluster {
         self.world.run_logged(args, log)
     }
 
+    /// Gives the pods of Berth's node that start from now on a network with host ports.
+    ///
+    /// # Errors
+    /// The plugin is missing, or the configuration cannot be written.
+    pub(crate) fn add_host_ports(&self) -> Result<()> {
+        berth::add_host_ports(&self.place)
+    }
+
     /// Makes the images of Kubernetes' end-to-end tests that `listed` names, and gives them to the node.
     ///
     /// # Errors

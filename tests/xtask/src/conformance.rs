@@ -57,7 +57,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         release: false,
     };
     let cluster = cluster::start(&dir, &options)?;
-    let done = run_tests(&cluster, &bin, &focus).and_then(|found| {
+    let ports = if args.node == Node::Berth { cluster.add_host_ports() } else { Ok(()) };
+    let done = ports.and_then(|()| run_tests(&cluster, &bin, &focus)).and_then(|found| {
         ensure!(!found.is_empty(), "no test has such a name");
         let failed = report(&found);
         keep(args.node, found)?;

@@ -11,7 +11,7 @@ use berth_harness::{
     NodeName, Roots,
     tools::{self, Build},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     fs,
     os::unix::fs::symlink,
@@ -48,13 +48,7 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build, how:
         let plugins = place.dir.join("cni-bin");
         fs::create_dir_all(&plugins).with_context(|| format!("cannot make {}", plugins.display()))?;
         symlink(programs.join("berth-cni"), plugins.join("berth-cni")).context("cannot link berth-cni")?;
-        let data = place.dir.join("cni-data");
-        let conflist = json!({
-            "cniVersion": "1.1.0",
-            "name": "berth-cluster",
-            "plugins": [{"type": "berth-cni", "subnets": [NODE_PODS], "dataDir": data}],
-        });
-        place.write("cni/10-berth.conflist", &format!("{conflist:#}\n"))?;
+        write_conflist(place, &[])?;
         containerd::start(world, place, bin, &plugins)
     })?;
     out::timed("start the agent", || {
@@ -95,6 +89,24 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build, how:
         args.extend(options.map(|(name, value)| format!("--{name}={value}")));
         world.spawn(DAEMON, &programs.join("berth"), &args)
     })
+}
+
+/// Gives the pods that start from now on a network with host ports, by the reference plugin.
+///
+/// # Errors
+/// The plugin is missing, or the configuration cannot be written.
+pub(super) fn add_host_ports(place: &Place) -> Result<()> {
+    let link = place.dir.join("cni-bin/portmap");
+    symlink(tools::find("portmap")?, link).context("cannot link portmap")?;
+    let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}, "backend": "nftables"});
+    write_conflist(place, &[portmap])
+}
+
+fn write_conflist(place: &Place, further: &[Value]) -> Result<()> {
+    let own = json!({"type": "berth-cni", "subnets": [NODE_PODS], "dataDir": place.dir.join("cni-data")});
+    let plugins = [&[own], further].concat();
+    let conflist = json!({"cniVersion": "1.1.0", "name": "berth-cluster", "plugins": plugins});
+    place.write("cni/10-berth.conflist", &format!("{conflist:#}\n")).map(drop)
 }
 
 /// The roots of the node: the cluster's directory, cgroup and containerd. State of the boot lies on the `/run` of the
