@@ -38,5 +38,6 @@ pub use service::{
     Selection, Verdict, backend_hash, decide, decide_into, may_keep_backend,
 };
 pub use socket_client::{
-    ECONNREFUSED, EHOSTUNREACH, SocketClient, is_host, left_alone, refusal, socket_client,
+    ECONNREFUSED, EHOSTUNREACH, SocketCall, SocketClient, Unserved, is_host, left_alone, refusal,
+    socket_client,
 };

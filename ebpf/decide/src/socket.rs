@@ -1,8 +1,8 @@
 //! A datagram socket in memory that behaves as with the socket hooks, for tests.
 
 use crate::{
-    Aligned, ClientIdentity, ClientLocation, Decision, Family, Maps, MemberQuery, Selection, backend_hash,
-    decide_into, may_keep_backend, refusal,
+    Aligned, ClientIdentity, ClientLocation, Decision, Family, Maps, MemberQuery, Selection, SocketCall,
+    Unserved, backend_hash, decide_into, may_keep_backend, refusal,
     ring::{Ring, again, kept, remember, search},
 };
 use berth_ebpf_abi::{REVERSE, Reverses, ServiceKey};
@@ -57,9 +57,8 @@ impl<A: Family> Socket<A> {
                 remember(&call, kept, backend);
                 Sent::To(backend.0, backend.1)
             }
-            decision => {
-                refusal(&decision, self.from == ClientLocation::Host, true).map_or(Sent::AsItIs, Sent::Failed)
-            }
+            decision => refusal(Unserved::of(&decision), self.from == ClientLocation::Host, SocketCall::Send)
+                .map_or(Sent::AsItIs, Sent::Failed),
         }
     }
 

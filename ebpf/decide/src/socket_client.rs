@@ -1,6 +1,6 @@
 //! The client behind a socket, and the error of its call when no backend is selected.
 
-use crate::{ClientLocation, Decision, Family};
+use crate::{ClientLocation, Decision, Family, RejectReason};
 use berth_ebpf_abi::{Client, client, local_pod};
 
 /// `ECONNREFUSED`: no server listens. Clients can tell it from a policy's drop.
@@ -41,24 +41,66 @@ pub fn is_host(flags: u32) -> bool {
     flags & client::HOST != 0
 }
 
+/// A socket's call that names an address.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketCall {
+    /// `connect()` of a stream socket, which sends a packet.
+    Connect,
+    /// `connect()` of a datagram socket, which sends none. With kube-proxy it succeeds whatever the tables say, and
+    /// programs rely on that: a datagram socket that is connected to a Service of TCP alone tells its own address.
+    ConnectDatagram,
+    /// The datagram of an unconnected socket, which would receive no refusal.
+    Send,
+}
+
+/// Why a call gets no backend.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unserved {
+    /// No Service is meant.
+    No,
+    /// [`RejectReason::NoEndpoints`].
+    NoEndpoints,
+    /// [`RejectReason::UnknownPort`].
+    UnknownPort,
+    /// The call's packets are dropped.
+    Dropped,
+}
+
+impl Unserved {
+    /// Why a call with this decision gets no backend.
+    #[inline(always)]
+    pub fn of(decision: &Decision) -> Unserved {
+        match decision {
+            Decision::Reject(RejectReason::NoEndpoints) => Unserved::NoEndpoints,
+            Decision::Reject(RejectReason::UnknownPort) => Unserved::UnknownPort,
+            Decision::Drop(_) => Unserved::Dropped,
+            _ => Unserved::No,
+        }
+    }
+}
+
 /// Error of a socket's call; `None` if the call continues. `host`: the socket is in the host's namespace.
-/// `sends`: the call sends a datagram of an unconnected socket, which would receive no refusal.
 ///
-/// The device answers a pod's packet if the call continues. The host's packets may leave by a device without
-/// programs, so the host's calls fail at once.
+/// The device answers a pod's packet if the call continues, and translates it once there is an endpoint. The host's
+/// packets may leave by a device without programs, so the host's calls fail at once where packets would follow.
 #[inline(always)]
-pub fn refusal(decision: &Decision, host: bool, sends: bool) -> Option<i32> {
-    match decision {
-        Decision::Reject(_) if !sends || host => Some(ECONNREFUSED),
-        Decision::Drop(_) if host => Some(EHOSTUNREACH),
-        _ => None,
+pub fn refusal(why: Unserved, host: bool, call: SocketCall) -> Option<i32> {
+    match (why, call) {
+        (Unserved::No, _) => None,
+        (Unserved::Dropped, SocketCall::ConnectDatagram) => None,
+        (Unserved::Dropped, _) => host.then_some(EHOSTUNREACH),
+        (_, SocketCall::Connect) => Some(ECONNREFUSED),
+        (Unserved::UnknownPort, SocketCall::ConnectDatagram) => None,
+        (_, _) => host.then_some(ECONNREFUSED),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DropReason, RejectReason};
+    use crate::DropReason;
     use berth_ebpf_abi::{V4, V6};
 
     #[test]
@@ -94,11 +136,15 @@ mod tests {
     fn calls_that_get_no_backend_end_as_their_packets_would_and_on_the_host_at_once() {
         let none = Decision::Reject(RejectReason::NoEndpoints);
         let gone = Decision::Drop(DropReason::NoSuchService);
-        let ends = |decision, host| [false, true].map(|sends| refusal(decision, host, sends));
-        assert_eq!(ends(&none, true), [Some(111), Some(111)]);
-        assert_eq!(ends(&gone, true), [Some(113), Some(113)]);
-        assert_eq!(ends(&none, false), [Some(111), None]);
-        assert_eq!(ends(&gone, false), [None, None]);
-        assert_eq!(ends(&Decision::Pass, true), [None, None]);
+        let other = Decision::Reject(RejectReason::UnknownPort);
+        let calls = [SocketCall::Connect, SocketCall::Send, SocketCall::ConnectDatagram];
+        let ends = |decision, host| calls.map(|call| refusal(Unserved::of(decision), host, call));
+        assert_eq!(ends(&none, true), [Some(111), Some(111), Some(111)]);
+        assert_eq!(ends(&other, true), [Some(111), Some(111), None]);
+        assert_eq!(ends(&gone, true), [Some(113), Some(113), None]);
+        assert_eq!(ends(&none, false), [Some(111), None, None]);
+        assert_eq!(ends(&other, false), [Some(111), None, None]);
+        assert_eq!(ends(&gone, false), [None, None, None]);
+        assert_eq!(ends(&Decision::Pass, true), [None, None, None]);
     }
 }

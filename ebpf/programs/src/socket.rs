@@ -20,8 +20,8 @@ use aya_ebpf::{
 };
 use berth_ebpf_abi::{Backend, Client, Reverse, ServiceKey, V4, V6, client, frontend, local_pod};
 use berth_ebpf_decide::{
-    Aligned, ClientIdentity, Decision, Maps, MemberQuery, Selection, backend_hash, decide_into, is_host,
-    left_alone, may_keep_backend, refusal,
+    Aligned, ClientIdentity, Decision, Maps, MemberQuery, Selection, SocketCall, Unserved, backend_hash,
+    decide_into, is_host, left_alone, may_keep_backend, refusal,
     ring::{again, kept},
 };
 use core::mem::MaybeUninit;
@@ -144,13 +144,20 @@ fn key<A: Wide>(addr: A::Halves, port: u16, proto: u8) -> Aligned<ServiceKey<A>>
     key
 }
 
-/// Sets the error of a call that got no backend, if the call is to fail.
-#[inline(always)]
-fn end(decision: &Decision, host: bool, sends: bool) {
-    if let Some(errno) = refusal(decision, host, sends) {
+/// Sets the error of a call that got no backend, if the call is to fail. `flags` are the namespace's; `connects` is
+/// the protocol of a socket that connects, and 0 of one that sends. Not inlined: most calls get a backend.
+#[inline(never)]
+fn end(why: Unserved, flags: u32, connects: u32) -> i32 {
+    let call = match connects {
+        TCP => SocketCall::Connect,
+        UDP => SocketCall::ConnectDatagram,
+        _ => SocketCall::Send,
+    };
+    if let Some(errno) = refusal(why, is_host(flags), call) {
         // SAFETY: a helper without pointers.
         unsafe { bpf_set_retval(-errno) };
     }
+    ALLOW
 }
 
 /// Selects the backend of a socket that connects, and directs the call to it.
@@ -172,10 +179,10 @@ where
         Decision::To(..) => {
             let Backend { addr, port, .. } = &selection.last.backend;
             redirect::<S>(ctx, (addr.halves(), *port));
+            ALLOW
         }
-        decision => end(&decision, caller.host(), false),
+        decision => end(Unserved::of(&decision), caller.flags, u32::from(proto)),
     }
-    ALLOW
 }
 
 /// Directs a datagram to the backend that its socket remembers for the named address, as long as the backend
@@ -237,10 +244,10 @@ where
         Decision::To(..) => {
             let Backend { addr, port, .. } = &selection.last.backend;
             redirect_datagram::<S>(ctx, (addr.halves(), *port), kept, sender.caller.is_pod());
+            ALLOW
         }
-        decision => end(&decision, sender.caller.host(), true),
+        decision => end(Unserved::of(&decision), sender.caller.flags, 0),
     }
-    ALLOW
 }
 
 /// The first datagram of a socket to an IPv4 address. Not inlined: most datagrams do not run this part, and

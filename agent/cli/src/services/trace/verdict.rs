@@ -46,10 +46,17 @@ impl<A: MapFamily> Page<'_, A> {
                     RejectReason::NoEndpoints => "the Service has no endpoint",
                     RejectReason::UnknownPort => "the address is a Service's, the port is not",
                 };
-                ("refused", format!("ECONNREFUSED, for {why}"))
+                // With datagrams the device answers a pod's packet; connect() has sent none and succeeds.
+                let how = if self.query.udp && !self.is_host() { "port unreachable" } else { "ECONNREFUSED" };
+                ("refused", format!("{how}, for {why}"))
             }
             Verdict::Drop(why) => self.dropped_call(why),
         }
+    }
+
+    /// Whether the client is the node itself.
+    fn is_host(&self) -> bool {
+        matches!(self.query.client, QueryClient::Socket { client: Some((_, c)), .. } if is_host(c.flags))
     }
 
     /// A call by the node itself is refused where a pod's call passes and its packets are dropped.
@@ -59,8 +66,7 @@ impl<A: MapFamily> Page<'_, A> {
             DropReason::Policy => "the traffic policy leaves this client no endpoint",
             DropReason::Unsettled => "the tables changed in two readings in a row",
         };
-        let client = self.query.client;
-        if matches!(client, QueryClient::Socket { client: Some((_, c)), .. } if is_host(c.flags)) {
+        if self.is_host() {
             ("refused", format!("EHOSTUNREACH, for {why}"))
         } else {
             ("dropped", why.to_owned())
