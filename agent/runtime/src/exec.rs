@@ -14,7 +14,10 @@ use crate::{
     tree, wire,
 };
 use berth_core::{error::Chain, ids::ContainerId};
-use containerd_client::services::v1::{DeleteProcessRequest, ExecProcessRequest, StartRequest, WaitRequest};
+use containerd_client::{
+    services::v1::{DeleteProcessRequest, ExecProcessRequest, GetRequest, StartRequest, WaitRequest},
+    types::v1::Status,
+};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::{
     fs,
@@ -242,6 +245,31 @@ impl Runtime {
             Err(_elapsed) => None,
         };
         Ok(ExecOutput { code, stdout, stderr })
+    }
+}
+
+impl Runtime {
+    /// Ends processes that an earlier agent has left, with all processes that they started. Each is named by the short id
+    /// of its container and its own id. What is gone already is passed over. Returns how many were there.
+    pub async fn end_left_execs(&self, left: &[(String, String)]) -> Result<usize, Error> {
+        let mut ended = 0;
+        for container in self.list().await? {
+            let id = container.id;
+            for (_, exec_id) in left.iter().filter(|(short, _)| short == id.short()) {
+                let client = self.client();
+                let request = GetRequest { container_id: id.to_string(), exec_id: exec_id.clone() };
+                let mut service = client.tasks();
+                let reply =
+                    call("find exec of", &id, QUERY, service.get(client.request(request, QUERY))).await;
+                let Some(found) = absent(reply)?.and_then(|reply| reply.process) else { continue };
+                if found.status() == Status::Running {
+                    end_tree(found.pid, process::started(found.pid)).await;
+                }
+                finish(self, &id, exec_id, false).await?;
+                ended += 1;
+            }
+        }
+        Ok(ended)
     }
 }
 

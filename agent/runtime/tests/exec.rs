@@ -167,3 +167,24 @@ async fn a_command_that_cannot_run_fails_and_leaves_nothing() {
         .await;
     runtime.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_agent_left_ends_with_its_children() {
+    let node = Node::start().await;
+    let (runtime, id, _output) = running(&node).await;
+    let mut handles = Vec::new();
+    for exec_id in ["s-1", "s-2", "other"] {
+        let handle = runtime.exec(request(&id, exec_id, "sleep 2000 & exec sleep 1000")).await.unwrap();
+        // Nobody ends it, as nobody does where the agent was killed.
+        handles.push(std::mem::ManuallyDrop::new(handle));
+    }
+    until("all run", || async { runtime.pids(&id).await.unwrap().len() == 7 }).await;
+    let left = |exec_id: &str| (id.short().to_owned(), exec_id.to_owned());
+    let all = [left("s-1"), left("s-2"), left("gone"), ("0123456789ab".to_owned(), "other".to_owned())];
+    assert_eq!(runtime.end_left_execs(&all).await.unwrap(), 2);
+    until("they are gone", || async { runtime.pids(&id).await.unwrap().len() == 3 }).await;
+    assert_eq!(runtime.end_left_execs(&all).await.unwrap(), 0);
+    drop(handles.pop().map(std::mem::ManuallyDrop::into_inner));
+    until("the last is gone", || async { runtime.pids(&id).await.unwrap().len() == 1 }).await;
+    runtime.shutdown().await;
+}

@@ -7,7 +7,7 @@ use super::{
     local_api::LocalApi,
 };
 use berth_api::message::{ErrorCode, ExecPaths, ExecSpec, Size};
-use berth_core::roots::Roots;
+use berth_core::{error::Chain, roots::Roots};
 use berth_executor::NodeExecutor;
 use berth_pods::NodeProcess;
 use berth_probe::{Session, SessionError};
@@ -23,7 +23,9 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
+use tokio::time::sleep;
 
 /// A command, before and while it runs. Dropping the session kills a running command and removes
 /// its FIFOs.
@@ -56,14 +58,54 @@ impl Drop for Fifos {
     }
 }
 
-/// Removes the FIFOs that a dead agent has left.
-pub(crate) fn clear(roots: &Roots) {
+/// Begin of the ids of commands that belong to a client. They end with the agent that served the client; a hook goes on.
+const SESSION: char = 's';
+
+/// Pause between two looks for containerd.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Names a command as one of a client.
+pub(super) fn of_client(request: &mut ExecRequest) {
+    request.exec_id.insert(0, SESSION);
+}
+
+/// Removes the FIFOs that a dead agent has left, and returns its clients' commands: the short id of the container, and
+/// the id of the command.
+pub(crate) fn clear(roots: &Roots) -> Vec<(String, String)> {
+    let mut left = Vec::new();
     for dir in [roots.exec_sessions_dir(), roots.exec_fifos_dir()] {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let parts = name.to_str().and_then(|name| name.split_once('-'));
+            if let Some((container, command)) = parts.filter(|(_, command)| command.starts_with(SESSION)) {
+                left.push((container.to_owned(), command.to_owned()));
+            }
+        }
         match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(dir = %dir.display(), %error, "cannot remove the FIFOs of an earlier agent");
             }
             _ => {}
+        }
+    }
+    left
+}
+
+/// Ends the commands that a dead agent has left, as soon as containerd is there.
+pub(crate) async fn end_left(executor: Arc<NodeExecutor>, left: Vec<(String, String)>) {
+    if left.is_empty() {
+        return;
+    }
+    let runtime = loop {
+        match executor.runtime() {
+            Ok(runtime) => break runtime,
+            Err(_away) => sleep(RETRY).await,
+        }
+    };
+    match runtime.end_left_execs(&left).await {
+        Ok(count) => tracing::info!(count, "commands of an earlier agent's clients have ended"),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "cannot end the commands of an earlier agent's clients");
         }
     }
 }
@@ -116,6 +158,7 @@ pub(crate) async fn prepare(api: &LocalApi, spec: ExecSpec) -> Result<LocalExec,
     let runtime = executor.runtime().map_err(unavailable)?;
     let failed = |why| ApiError::new(ErrorCode::Unavailable, why);
     let mut request = executor.exec_request(&id, spec.command.clone()).await.map_err(failed)?;
+    of_client(&mut request);
     if spec.tty {
         terminal(&mut request.process, spec.size);
     }
@@ -233,5 +276,30 @@ impl LocalExec {
             ends().map_err(|e| SessionError::Failed(format!("cannot open the FIFOs: {e}")))?;
         let stdio = berth_probe::Stdio::Given { input, output, errors };
         self.executor.start_session(&request.id, self.first, self.command.clone(), stdio).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_core::ids::NodeName;
+
+    #[test]
+    fn the_commands_of_clients_are_found_by_their_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "t");
+        for (parent, name) in [
+            (roots.exec_fifos_dir(), "0123456789ab-sx17-0"),
+            (roots.exec_fifos_dir(), "0123456789ab-x18-1"),
+            (roots.exec_sessions_dir(), "ba9876543210-sx19-2"),
+            (roots.exec_sessions_dir(), "else"),
+        ] {
+            std::fs::create_dir_all(parent.join(name)).unwrap();
+        }
+        let of = |container: &str, command: &str| (container.to_owned(), command.to_owned());
+        let mut left = clear(&roots);
+        left.sort();
+        assert_eq!(left, [of("0123456789ab", "sx17-0"), of("ba9876543210", "sx19-2")]);
+        assert!(clear(&roots).is_empty());
     }
 }

@@ -39,7 +39,7 @@ pub(crate) async fn start(
     desired: &watch::Receiver<Arc<DesiredSet>>,
 ) -> anyhow::Result<LocalServer> {
     status_files::prepare(&api.roots).context("make the directory of status files")?;
-    exec_session::clear(&api.roots);
+    let left = exec_session::clear(&api.roots);
     restore_events(&api, status).await;
     let listener = bind(&api.roots.agent_socket()).context("open the local socket")?;
     let (stop_files, stopped) = oneshot::channel();
@@ -52,6 +52,7 @@ pub(crate) async fn start(
         tokio::spawn(Arc::clone(status).follow_node()),
         tokio::spawn(keep_node_file(api.clone(), desired.clone())),
         tokio::spawn(cleanup(api.clone(), desired.clone())),
+        tokio::spawn(exec_session::end_left(Arc::clone(&api.executor), left)),
     ];
     Ok(LocalServer { api, files: (stop_files, files), socket: (stop_socket, socket), others })
 }

@@ -2,7 +2,7 @@
 
 use super::super::super::{
     client_command::{self, ClientCommand, Streamed},
-    exec_session::terminal,
+    exec_session::{of_client, terminal},
     local_api::LocalApi,
 };
 use berth_core::error::Chain;
@@ -47,6 +47,7 @@ async fn by_containerd(
 ) -> Result<Process, String> {
     let runtime = api.executor.runtime().map_err(|failure| failure.message)?;
     let mut request = api.executor.exec_request(&container.id, command).await?;
+    of_client(&mut request);
     if wanted.tty {
         terminal(&mut request.process, None);
     }
