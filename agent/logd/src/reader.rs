@@ -4,9 +4,11 @@
 //! file. All of them are opened below the log root without following links, and only if they are
 //! regular files.
 
+mod changes;
 mod follow;
 mod records;
 
+pub use changes::{DirChanges, LogChanges};
 pub use follow::Follow;
 
 use crate::{dirs, error::Error, format::Record, rotated::Rotated};
@@ -128,6 +130,11 @@ impl LogSet {
     /// Follows the log from there on.
     pub fn follow(self, from: ReadFrom) -> Result<Follow, Error> {
         Follow::start(self, from)
+    }
+
+    /// Follows the log from there on, for a caller that waits for changes by [`LogChanges`].
+    pub fn follow_by(self, from: ReadFrom) -> Result<Follow, Error> {
+        Follow::with(self, from, None)
     }
 
     fn with_path<T>(&self, result: io::Result<T>) -> Result<T, Error> {
@@ -305,5 +312,48 @@ mod tests {
         assert_eq!((read(), read()), ("two,three".into(), String::new()));
         append("four");
         assert_eq!(read(), "four");
+    }
+
+    #[tokio::test]
+    async fn many_readers_wait_by_one_instance() {
+        let instances = || {
+            let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("anon_inode:inotify")))
+                .count()
+        };
+        let (one, other) = (Logs::new(), Logs::new());
+        let changes = LogChanges::start().unwrap();
+        let before = instances();
+        let mut readers: Vec<_> = (0..300)
+            .map(|n| {
+                let follow = if n % 2 == 0 { one.open() } else { other.open() }.follow_by(ReadFrom::Start);
+                let follow = follow.unwrap();
+                (changes.of(&follow).unwrap(), follow)
+            })
+            .collect();
+        assert!(instances() <= before, "the readers have instances of their own");
+        let soon = std::time::Duration::from_secs(20);
+        let record = "2026-01-02T03:04:05.000000006Z stdout F text\n";
+        std::fs::write(one.path.join("0.log"), record).unwrap();
+        for (n, (changes, follow)) in readers.iter_mut().enumerate() {
+            if n % 2 == 0 {
+                tokio::time::timeout(soon, changes.changed()).await.expect("a change was missed");
+                changes.forget();
+                let mut read = 0;
+                while follow.read(&mut |_| read += 1).unwrap() {}
+                assert_eq!(read, 1);
+            }
+            let again = tokio::time::timeout(std::time::Duration::from_millis(1), changes.changed());
+            assert!(n > 4 || again.await.is_err(), "another directory has changed");
+        }
+        // A reader that goes takes nothing from the others; the last one takes the watch away.
+        readers.truncate(1);
+        std::fs::write(one.path.join("0.log.x"), "").unwrap();
+        tokio::time::timeout(soon, readers[0].0.changed()).await.unwrap();
+        readers.clear();
+        let follow = one.open().follow_by(ReadFrom::Start).unwrap();
+        let mut changes = changes.of(&follow).unwrap();
+        std::fs::write(one.path.join("0.log"), record).unwrap();
+        tokio::time::timeout(soon, changes.changed()).await.unwrap();
     }
 }

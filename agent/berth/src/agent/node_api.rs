@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use backend::Backend;
 use berth_core::roots::Roots;
 use berth_kube::pool::Pool;
+use berth_logd::reader::LogChanges;
 use berth_nodeapi::{
     Authenticator, Authorizer, Limits, NodeApi, NodeBackend, Reviewer, Routes, Statistics, health, listen,
     tls::{self, ClientCa, ServingFiles, self_made},
@@ -121,12 +122,17 @@ pub(crate) fn start(args: &NodeApiArgs, sockets: Sockets, parts: Parts) -> anyho
     names.extend(parts.api.host.borrow().node_ips.iter().map(IpAddr::to_string));
     let configuration = configuration::configuration(args, &parts.roots);
     let streams = Arc::new(streams::Streams { roots: parts.roots.clone(), api: parts.api.clone() });
+    let log_changes = LogChanges::start()
+        .inspect_err(|error| tracing::warn!(%error, "cannot wait for output of containers; it is looked for each second"))
+        .ok()
+        .map(Arc::new);
     let node: Arc<dyn NodeBackend> = Arc::new(Backend {
         name: name.to_string(),
         roots: parts.roots,
         api: parts.api,
         status: parts.status,
         configuration: configuration.to_string().into(),
+        log_changes,
     });
     let mut tasks = Vec::new();
     if let Some(listener) = sockets.health {

@@ -5,19 +5,18 @@
 //! is found by its inode or, after compression, by its modification time, which compression keeps.
 //! A reader that is slower than the limit of files misses some files and counts them.
 
-use super::{LogSet, ReadFrom, RecordReader};
+use super::{LogSet, ReadFrom, RecordReader, changes};
 use crate::{error::Error, format::Record};
 use berth_api::logd::log_name;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    fs::{AtFlags, inotify},
+    fd::{AsFd as _, BorrowedFd, OwnedFd},
+    fs::AtFlags,
     io::Errno,
 };
 use std::{
     collections::VecDeque,
     io,
-    mem::MaybeUninit,
     time::{Duration, Instant},
 };
 
@@ -28,7 +27,8 @@ const READS_PER_TURN: usize = 16;
 #[derive(Debug)]
 pub struct Follow {
     set: LogSet,
-    events: OwnedFd,
+    /// `None` where somebody else waits for changes.
+    events: Option<OwnedFd>,
     current: Option<RecordReader>,
     next_files: VecDeque<RecordReader>,
     missed: u64,
@@ -37,16 +37,16 @@ pub struct Follow {
 impl Follow {
     pub(super) fn start(set: LogSet, from: ReadFrom) -> Result<Follow, Error> {
         let watch = || {
-            let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-            let what = inotify::WatchFlags::MODIFY
-                | inotify::WatchFlags::CREATE
-                | inotify::WatchFlags::MOVE
-                | inotify::WatchFlags::DELETE_SELF;
-            inotify::add_watch(&events, format!("/proc/self/fd/{}", set.dir.as_raw_fd()), what)?;
+            let events = changes::instance()?;
+            changes::add(events.as_fd(), set.dir.as_fd())?;
             Ok::<_, Errno>(events)
         };
         // The watch starts before the first read, so that no write is missed in between.
         let events = set.with_path(watch().map_err(io::Error::from))?;
+        Follow::with(set, from, Some(events))
+    }
+
+    pub(super) fn with(set: LogSet, from: ReadFrom, events: Option<OwnedFd>) -> Result<Follow, Error> {
         let mut next_files = VecDeque::from(set.from(from)?);
         let current = next_files.pop_front();
         Ok(Follow { set, events, current, next_files, missed: 0 })
@@ -62,9 +62,9 @@ impl Follow {
         rustix::fs::fstat(&self.set.dir).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
-    /// The events of the log directory: readable after a change since the last read. For waiting without a thread.
-    pub fn events(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
+    /// The log directory.
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.set.dir.as_fd()
     }
 
     /// Emits records of one read, without waiting for new ones. Returns whether anything was read. At the end, memory of
@@ -161,7 +161,8 @@ impl Follow {
 
     fn wait(&self, left: Duration) -> Result<bool, Error> {
         let timeout = Timespec::try_from(left).ok();
-        let mut fds = [PollFd::new(&self.events, PollFlags::IN)];
+        let mut fds: Vec<PollFd<'_>> =
+            self.events.iter().map(|events| PollFd::new(events, PollFlags::IN)).collect();
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(0) => return Ok(false),
             Ok(_) | Err(Errno::INTR) => {}
@@ -172,9 +173,8 @@ impl Follow {
     }
 
     fn take_events(&self) {
-        let mut space = [MaybeUninit::uninit(); 4096];
-        let mut events = inotify::Reader::new(&self.events, &mut space);
-        // The events only say that something changed; the files say what.
-        while events.next().is_ok() {}
+        if let Some(events) = &self.events {
+            changes::take(events.as_fd(), |_| {});
+        }
     }
 }

@@ -5,15 +5,15 @@ use berth_core::{
     ids::{Attempt, ContainerId, SandboxAttempt},
     roots::Roots,
 };
-use berth_logd::reader::{Follow, LogSet, ReadFrom, attempts};
+use berth_logd::reader::{DirChanges, Follow, LogChanges, LogSet, ReadFrom, attempts};
 use berth_nodeapi::{Boxed, LogReader, LogRecord, LogRun, LogStart, Unavailable};
-use std::{os::fd::OwnedFd, time::Duration};
-use tokio::{io::unix::AsyncFd, time::sleep};
+use std::{sync::Arc, time::Duration};
+use tokio::time::sleep;
 
 /// The most sandboxes of a pod that are looked through for the attempt of a run.
 const SANDBOXES: u32 = 4096;
 
-/// Interval of reads where the events of the directory cannot be waited for.
+/// Interval of reads where the changes of the directory cannot be waited for.
 const WITHOUT_EVENTS: Duration = Duration::from_secs(1);
 
 /// Opens the log of a run. Blocks on the disk.
@@ -27,7 +27,7 @@ pub(super) fn open(roots: &Roots, run: &LogRun, from: LogStart) -> Result<Follow
         LogStart::Tail(lines) => ReadFrom::Tail(lines),
         LogStart::Since(time) => ReadFrom::Since(time),
     };
-    set.follow(from).map_err(|e| failed(&e))
+    set.follow_by(from).map_err(|e| failed(&e))
 }
 
 /// The attempt of a run: the one from which its id is derived.
@@ -41,23 +41,22 @@ fn attempt(run: &LogRun, on_disk: &[Attempt]) -> Option<Attempt> {
 /// Reader of an open log.
 pub(super) struct FollowReader {
     follow: Follow,
-    events: Option<AsyncFd<OwnedFd>>,
+    /// `None` where the node has no inotify instance.
+    all: Option<Arc<LogChanges>>,
+    /// The changes of this log, from the first wait on.
+    changes: Option<DirChanges>,
 }
 
 impl FollowReader {
-    pub(super) fn new(follow: Follow) -> FollowReader {
-        let events = follow.events().try_clone_to_owned();
-        #[expect(
-            deprecated,
-            reason = "an OwnedFd stays the same descriptor and open, which is what the other one asks for"
-        )]
-        let events = events.and_then(AsyncFd::new);
-        let events = events
-            .inspect_err(
-                |error| tracing::warn!(%error, "cannot wait for output; it is looked for each second"),
-            )
-            .ok();
-        FollowReader { follow, events }
+    pub(super) fn new(follow: Follow, all: Option<Arc<LogChanges>>) -> FollowReader {
+        FollowReader { follow, all, changes: None }
+    }
+
+    fn watch(&mut self) -> Option<()> {
+        let changes = self.all.as_ref()?.of(&self.follow);
+        let told = |error: &std::io::Error| tracing::debug!(%error, "cannot wait for output; it is looked for each second");
+        self.changes = Some(changes.inspect_err(told).ok()?);
+        Some(())
     }
 }
 
@@ -66,18 +65,21 @@ impl LogReader for FollowReader {
         let mut pass = |record: berth_logd::format::Record<'_>| {
             emit(LogRecord { time: record.time, partial: record.partial, text: record.text });
         };
+        // Before the files are read: a change after this is a change again.
+        if let Some(changes) = &mut self.changes {
+            changes.forget();
+        }
         self.follow.read(&mut pass).map_err(|e| Unavailable(Chain(&e).to_string()))
     }
 
     fn changed(&mut self) -> Boxed<'_, ()> {
         Box::pin(async {
-            match &self.events {
-                Some(events) => match events.readable().await {
-                    // The next read takes the events.
-                    Ok(mut ready) => ready.clear_ready(),
-                    Err(_no_driver) => sleep(WITHOUT_EVENTS).await,
-                },
-                None => sleep(WITHOUT_EVENTS).await,
+            if let Some(changes) = &mut self.changes {
+                return changes.changed().await;
+            }
+            // What was written before the watch is found by the next read.
+            if self.watch().is_none() {
+                sleep(WITHOUT_EVENTS).await;
             }
         })
     }
