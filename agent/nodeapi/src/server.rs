@@ -1,8 +1,12 @@
 //! The listening socket and its connections.
 //!
-//! One task accepts, one task serves each connection, within [`Limits`]. A connection whose client is not authenticated yet
-//! has less time and fewer places, so that strangers do not keep the API server out. A request that is not authenticated
-//! ends its connection.
+//! One task accepts, one task serves each connection, within [`Limits`]. A connection whose client has been allowed
+//! nothing yet is a newcomer: it has less time and fewer places, of which no address holds more than half, so that
+//! strangers and those who may nothing do not keep the API server out. A request that is not authenticated ends its
+//! connection.
+//!
+//! A client that vanishes without a word is found by TCP's own signs of life, as with the kubelet: after two and a half
+//! minutes where nothing is on its way to it, else when the kernel gives up sending, after some fifteen.
 //!
 //! When the server stops, it accepts no more, requests in progress have a little time, then every connection ends.
 //! Whoever serves an upgraded connection follows [`Connection::stopped`].
@@ -10,6 +14,8 @@
 use crate::{
     Authenticator, Authorizer, Error, ResponseBody, Routes, attributes,
     auth::Refusal,
+    head,
+    newcomers::{Newcomers, Place},
     path::RequestPath,
     response,
     routes::{Found, find},
@@ -17,6 +23,7 @@ use crate::{
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use std::{
     convert::Infallible,
@@ -38,7 +45,8 @@ use tokio_rustls::TlsAcceptor;
 pub struct Limits {
     /// Most connections at a time; further ones wait in the kernel's backlog.
     pub connections: usize,
-    /// Most connections whose client is not authenticated yet.
+    /// Most connections whose client has been allowed nothing yet. One address holds at most half of them; further ones
+    /// of it are refused.
     pub newcomers: usize,
     /// Longest TLS handshake.
     pub handshake: Duration,
@@ -56,7 +64,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections: 1024,
-            newcomers: 256,
+            newcomers: 512,
             handshake: Duration::from_secs(10),
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(90),
@@ -68,6 +76,11 @@ impl Default for Limits {
 
 /// Pause after a failed accept, which may be for want of file descriptors.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
+
+/// Silence after which TCP asks for a sign of life, the pause between two questions, and how many stay without an answer
+/// until the connection ends. They are those of Go's servers.
+const SILENCE: Duration = Duration::from_secs(15);
+const QUESTIONS: u32 = 9;
 
 /// The server of the node's API.
 pub struct NodeApi {
@@ -100,7 +113,7 @@ impl NodeApi {
     /// Serves until `stop` changes or its sender is dropped.
     pub async fn run(self, listener: TcpListener, mut stop: watch::Receiver<()>) {
         let all = Arc::new(Semaphore::new(self.limits.connections));
-        let newcomers = Arc::new(Semaphore::new(self.limits.newcomers));
+        let newcomers = Newcomers::new(self.limits.newcomers);
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
         let (drain, api, stopping) = (self.limits.drain, Arc::new(self), stop.clone());
         let mut connections = JoinSet::new();
@@ -135,17 +148,31 @@ impl NodeApi {
 async fn accept(
     listener: &TcpListener,
     all: &Arc<Semaphore>,
-    newcomers: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-    let take = async |semaphore: &Arc<Semaphore>| {
-        Arc::clone(semaphore)
-            .acquire_owned()
-            .await
-            .map_err(|_closed| io::Error::other("the server has ended"))
+    newcomers: &Arc<Newcomers>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit, Place)> {
+    let permit =
+        Arc::clone(all).acquire_owned().await.map_err(|_closed| io::Error::other("the server has ended"))?;
+    loop {
+        let (stream, client) = listener.accept().await?;
+        if let Some(newcomer) = newcomers.enter(client.ip().to_canonical()) {
+            return Ok((stream, permit, newcomer));
+        }
+        tracing::debug!(%client, "a connection to the node's API was refused: its address has too many");
+    }
+}
+
+/// Lets TCP find out that the other side has vanished, and send small answers at once.
+fn set_options(stream: &TcpStream) {
+    let set = || {
+        sockopt::set_tcp_nodelay(stream, true)?;
+        sockopt::set_tcp_keepidle(stream, SILENCE)?;
+        sockopt::set_tcp_keepintvl(stream, SILENCE)?;
+        sockopt::set_tcp_keepcnt(stream, QUESTIONS)?;
+        sockopt::set_socket_keepalive(stream, true)
     };
-    let (permit, newcomer) = (take(all).await?, take(newcomers).await?);
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit, newcomer))
+    if let Err(error) = set() {
+        tracing::warn!(%error, "cannot set the options of a connection to the node's API");
+    }
 }
 
 /// What is known of a connection.
@@ -153,8 +180,8 @@ async fn accept(
 pub struct Connection {
     /// The client's certificate chain; empty where it sent none.
     chain: Vec<CertificateDer<'static>>,
-    /// The place among the newcomers, until a request is authenticated.
-    newcomer: Mutex<Option<OwnedSemaphorePermit>>,
+    /// The place among the newcomers, until a request is allowed.
+    newcomer: Mutex<Option<Place>>,
     /// Notified when the head of the first request is there.
     first: Notify,
     /// Changes when the server stops. Whoever serves an upgraded connection ends with it.
@@ -162,18 +189,17 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn new(newcomer: OwnedSemaphorePermit, stopped: watch::Receiver<()>) -> Connection {
+    fn new(newcomer: Place, stopped: watch::Receiver<()>) -> Connection {
         Connection { chain: Vec::new(), newcomer: Mutex::new(Some(newcomer)), first: Notify::new(), stopped }
     }
 
-    fn is_authenticated(&self) {
+    fn is_allowed(&self) {
         drop(berth_core::sync::lock(&self.newcomer).take());
     }
 }
 
 async fn serve(api: Arc<NodeApi>, acceptor: TlsAcceptor, stream: TcpStream, mut connection: Connection) {
-    // A failure costs some delay, no more.
-    stream.set_nodelay(true).ok();
+    set_options(&stream);
     let (limits, mut stopped) = (api.limits, connection.stopped.clone());
     let Ok(Ok(stream)) = timeout(limits.handshake, acceptor.accept(stream)).await else { return };
     connection.chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
@@ -216,6 +242,9 @@ async fn answer(
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     connection.first.notify_one();
+    if let Some((status, text)) = head::refusal(request.version(), request.headers()) {
+        return closing(response::text(status, text));
+    }
     let path = match RequestPath::decode(request.uri().path()) {
         Ok(path) => path,
         Err(reason) => return closing(response::text(StatusCode::BAD_REQUEST, format!("{reason}\n"))),
@@ -227,12 +256,11 @@ async fn answer(
     let Some(caller) = api.authenticator.caller(&connection.chain, request.headers()).await else {
         return closing(response::text(StatusCode::UNAUTHORIZED, "Unauthorized"));
     };
-    connection.is_authenticated();
     // Nobody behind this needs the credential.
     request.headers_mut().remove(header::AUTHORIZATION);
     let wanted = attributes(request.method(), path.as_str());
     match api.authorizer.allow(&caller, &wanted).await {
-        Ok(()) => {}
+        Ok(()) => connection.is_allowed(),
         Err(Refusal::Forbidden(text)) => return response::text(StatusCode::FORBIDDEN, text),
         Err(Refusal::Unknown(text)) => return response::text(StatusCode::INTERNAL_SERVER_ERROR, text),
     }

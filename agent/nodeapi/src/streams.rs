@@ -49,7 +49,12 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::{io::AsyncReadExt as _, sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{
+    io::AsyncReadExt as _,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use upgrade::Asked;
 
 /// The most connections with streams at once.
@@ -212,7 +217,7 @@ impl Streams {
         if target.uid.is_some_and(|uid| uid != pod.pod.uid.as_str()) {
             return Err(refused(StatusCode::NOT_FOUND, "pod not found".to_owned()));
         }
-        let forwarder = Forwarder { backend: self.backend.clone(), pod };
+        let forwarder = Forwarder::new(self.backend.clone(), pod);
         let upgraded = hyper::upgrade::on(&mut request);
         let (method, headers) = (request.method(), request.headers());
         let (response, session): (_, Session) = match asked {
@@ -265,8 +270,17 @@ impl Streams {
         let mut process = self.backend.exec(container, command, wanted).await.map_err(failed)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let (out, err) = (process.stdout.take(), process.stderr.take());
-        let (code, (), ()) =
-            tokio::join!(process.control.wait(), collect(out, &mut stdout), collect(err, &mut stderr));
+        let (end, ended) = watch::channel(false);
+        let wait = async {
+            let code = process.control.wait().await;
+            end.send_replace(true);
+            code
+        };
+        let (code, (), ()) = tokio::join!(
+            wait,
+            collect(out, &mut stdout, ended.clone()),
+            collect(err, &mut stderr, ended.clone())
+        );
         stdout.append(&mut stderr);
         match code.map_err(failed)? {
             0 => Ok(response::json(stdout.into())),
@@ -322,12 +336,27 @@ impl Streams {
     }
 }
 
-/// Reads a pipe to its end and keeps the first bytes.
-async fn collect(from: Option<tokio::net::unix::pipe::Receiver>, into: &mut Vec<u8>) {
+/// Reads a pipe to its end and keeps the first bytes. A child that goes on may hold the pipe open for ever, so what it
+/// writes later than [`remote_command::DRAIN`] after the end of the process is left out.
+async fn collect(
+    from: Option<tokio::net::unix::pipe::Receiver>,
+    into: &mut Vec<u8>,
+    mut ended: watch::Receiver<bool>,
+) {
     let Some(mut from) = from else { return };
-    // The output so far is the answer where the rest cannot be read.
-    let _read = (&mut from).take(RUN_OUTPUT).read_to_end(into).await;
-    let _dropped = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
+    let read = async {
+        // The output so far is the answer where the rest cannot be read.
+        let _read = (&mut from).take(RUN_OUTPUT).read_to_end(into).await;
+        let _dropped = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
+    };
+    tokio::select! {
+        () = read => {}
+        () = async {
+            // The sender is there until both pipes are read.
+            drop(ended.wait_for(|ended| *ended).await);
+            sleep(remote_command::DRAIN).await;
+        } => {}
+    }
 }
 
 fn refused(code: StatusCode, why: String) -> upgrade::Refused {

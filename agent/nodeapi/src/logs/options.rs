@@ -85,6 +85,10 @@ fn time(text: &str) -> Result<Wall, WrongOptions> {
     if text.is_empty() || text == "null" {
         return Ok(Wall(i64::MIN));
     }
+    // The reader of times takes a space and other forms too.
+    if text.as_bytes().get(10) != Some(&b'T') || text.contains('[') {
+        return Err(WrongOptions::Undecodable);
+    }
     let time: jiff::Timestamp = text.parse().map_err(|_invalid| WrongOptions::Undecodable)?;
     Ok(Wall(i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)))
 }
@@ -124,6 +128,14 @@ mod tests {
 
     #[test]
     fn wrong_parameters_are_refused_as_by_the_kubelet() {
+        for bad in [
+            "sinceTime=2020-01-01+00:00:00Z",
+            "sinceTime=2020-01-01t00:00:00Z",
+            "sinceTime=2020-01-01T00:00:00Z[UTC]",
+            "sinceTime=2020-01-01T00:00:00",
+        ] {
+            assert_eq!(read(bad), Err(WrongOptions::Undecodable), "{bad}");
+        }
         for bad in ["tailLines=x", "limitBytes=", "sinceSeconds=1.5", "sinceTime=yesterday", "tail=x"] {
             assert_eq!(read(bad), Err(WrongOptions::Undecodable), "{bad}");
         }

@@ -104,6 +104,11 @@ impl World {
     }
 
     async fn connect(&self, client: Option<(String, String)>) -> TlsStream<TcpStream> {
+        self.connect_from("127.0.0.1", client).await
+    }
+
+    /// A connection from this address.
+    async fn connect_from(&self, from: &str, client: Option<(String, String)>) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -120,7 +125,9 @@ impl World {
             }
             None => builder.with_no_client_auth(),
         };
-        let stream = TcpStream::connect(self.address).await.unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+        let stream = timeout(PATIENCE, socket.connect(self.address)).await.unwrap().unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         timeout(PATIENCE, TlsConnector::from(Arc::new(config)).connect(name, stream)).await.unwrap().unwrap()
     }
@@ -356,9 +363,29 @@ async fn long_heads_are_refused() {
 }
 
 #[tokio::test]
+async fn requests_with_two_readings_end_their_connection() {
+    let world = World::new(Limits::default()).await;
+    world.allow_alice();
+    let healthz = |headers: &str| format!("POST /healthz HTTP/1.1\r\n{headers}\r\n");
+    for (head, code) in [
+        (healthz("Host: n\r\nTransfer-Encoding: identity, chunked\r\n"), 501),
+        (healthz("Host: n\r\nHost: m\r\n"), 400),
+        (healthz(""), 400),
+        (healthz("Host: n\r\nContent-Length: 3\r\nContent-Length: 30\r\n"), 400),
+        (healthz("Host: n\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n", 200),
+    ] {
+        let mut stream = world.alice().await;
+        let next = "GET /configz HTTP/1.1\r\nHost: n\r\n\r\n";
+        stream.write_all((head.clone() + next).as_bytes()).await.unwrap();
+        let text = read_all(&mut stream).await;
+        assert!(text.starts_with(&format!("HTTP/1.1 {code} ")), "{head}: {text}");
+        assert!(!text.contains("kubeletconfig"), "what follows was served: {head}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn strangers_do_not_keep_the_known_out() {
-    let first_request = Duration::from_millis(500);
-    let world = World::new(Limits { newcomers: 4, first_request, ..Limits::default() }).await;
+    let world = World::new(Limits { newcomers: 4, ..Limits::default() }).await;
     let mut known = world.alice().await;
     known.write_all(b"GET /healthz HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
     read_until(&mut known, "ok").await;
@@ -368,8 +395,49 @@ async fn strangers_do_not_keep_the_known_out() {
     }
     known.write_all(b"GET /healthz HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
     read_until(&mut known, "ok").await;
-    drop(strangers);
-    assert_eq!(world.ask(world.ca.client("alice"), "GET /healthz").await.0, 200);
+    // Whoever comes from elsewhere waits for none of them.
+    let began = std::time::Instant::now();
+    let mut other = world.connect_from("127.0.0.2", world.ca.client("alice")).await;
+    other.write_all(b"GET /healthz HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
+    read_until(&mut other, "ok").await;
+    assert!(began.elapsed() < Limits::default().handshake, "{:?}", began.elapsed());
+    let mut refused = strangers.pop().unwrap();
+    assert_eq!(timeout(Duration::from_secs(5), refused.read(&mut [0])).await.unwrap().unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn who_may_nothing_stays_a_newcomer() {
+    let world = World::new(Limits { newcomers: 4, ..Limits::default() }).await;
+    world.allow_alice();
+    let mut forbidden = Vec::new();
+    for _ in 0..2 {
+        let mut bob = world.connect(world.ca.client("bob")).await;
+        bob.write_all(b"GET /metrics HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
+        read_until(&mut bob, "403").await;
+        forbidden.push(bob);
+    }
+    let mut refused = TcpStream::connect(world.address).await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(5), refused.read(&mut [0])).await.unwrap().unwrap_or(0), 0);
+    // A request that is allowed gives the place back.
+    let request = b"GET /healthz HTTP/1.1\r\nHost: n\r\n\r\n";
+    world.reviewer.allow("bob get proxy");
+    forbidden[0].write_all(request).await.unwrap();
+    read_until(&mut forbidden[0], "ok").await;
+    let mut alice = world.alice().await;
+    alice.write_all(request).await.unwrap();
+    read_until(&mut alice, "ok").await;
+}
+
+#[tokio::test]
+async fn tcp_asks_silent_clients_for_a_sign_of_life() {
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    set_options(&stream);
+    assert!(sockopt::socket_keepalive(&stream).unwrap() && sockopt::tcp_nodelay(&stream).unwrap());
+    assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), SILENCE);
+    assert_eq!(sockopt::tcp_keepintvl(&stream).unwrap(), SILENCE);
+    assert_eq!(sockopt::tcp_keepcnt(&stream).unwrap(), QUESTIONS);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The reader of a WebSocket with channels: the received bytes of the channels that a client may write.
 
 use super::{
-    connection::{ANSWERS, INBOX, Inbox, Protocol, Queues, answer, deliver},
+    connection::{ANSWERS, Delivery, INBOX, Inbox, Protocol, Queues},
     outlet::{Item, Outlet, QUEUE},
     websocket::{
         self, Part,
@@ -18,7 +18,7 @@ pub(super) struct ChannelReader {
     decoder: websocket::Decoder,
     channels: Channels,
     inboxes: BTreeMap<u8, mpsc::Sender<Bytes>>,
-    answers: mpsc::Sender<Vec<u8>>,
+    delivery: Delivery,
 }
 
 /// Makes the two sides of channels.
@@ -58,7 +58,7 @@ impl ChannelMaker {
             decoder: websocket::Decoder::default(),
             channels: Channels::new(self.codec),
             inboxes: self.inboxes,
-            answers: self.answers,
+            delivery: Delivery::new(self.answers),
         };
         (reader, self.queues)
     }
@@ -72,7 +72,7 @@ impl Protocol for ChannelReader {
                     self.channels.read(payload, last).map_err(io::Error::other)?
                 }
                 Part::Ping(payload) => {
-                    answer(&self.answers, websocket::pong(&payload))?;
+                    self.delivery.answer(websocket::pong(&payload)).await?;
                     None
                 }
                 Part::Close => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
@@ -80,7 +80,7 @@ impl Protocol for ChannelReader {
             match event {
                 Some(ChannelEvent::Data(channel, bytes)) => {
                     if let Some(inbox) = self.inboxes.get(&channel) {
-                        deliver(inbox, bytes, &self.answers, websocket::ping).await?;
+                        self.delivery.deliver(inbox, bytes, websocket::ping).await?;
                     }
                 }
                 Some(ChannelEvent::End(channel)) => {

@@ -1,10 +1,10 @@
 //! One upgraded connection: a reader and a writer over its socket, and the session that uses its streams.
 //!
 //! All three run in the task of the connection. The reader hands received bytes to a bounded queue of their stream and
-//! waits while it is full, so that a client is held by the process that does not read; meanwhile it sends signs of
-//! life, because only a failed write tells that the client is gone. The writer takes frames from one bounded queue.
-//! Answers of the protocol itself go past that queue and are bounded too: a client that asks for answers and does not
-//! read them loses its connection.
+//! waits while it is full, or while all queues of the connection hold [`WAITING`] bytes, so that a client is held by the
+//! process that does not read; meanwhile it sends signs of life, because only a failed write tells that the client is
+//! gone. The writer takes frames from one bounded queue. Answers of the protocol itself go past that queue and are
+//! bounded too: from a client that asks for answers and does not read them nothing more is read.
 //!
 //! When the client is gone, the session is dropped with everything that it holds. When the session ends, what it has
 //! queued is sent; then the rest of the client's bytes is read for a moment, because a socket that is closed with
@@ -16,12 +16,15 @@ use std::{
     future::Future,
     io,
     pin::pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -33,6 +36,10 @@ pub(super) const CREATION: Duration = Duration::from_secs(30);
 
 /// Received pieces of one stream that wait for its reader; a piece is at most [`READ_MAX`] long.
 pub(super) const INBOX: usize = 16;
+
+/// Received bytes that wait for the readers of all streams of a connection. A short piece counts as [`READ_MIN`] bytes,
+/// because it keeps the buffer into which it was read.
+const WAITING: usize = 128 * 1024;
 
 /// Answers of the protocol that wait for the writer.
 pub(super) const ANSWERS: usize = 64;
@@ -88,26 +95,64 @@ pub(super) trait Protocol: Send {
     fn read(&mut self, received: &mut BytesMut) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// Hands a piece to a stream, and sends signs of life while its queue is full. A stream whose reader is gone drops it.
-pub(super) async fn deliver(
-    inbox: &mpsc::Sender<Bytes>,
-    piece: Bytes,
-    answers: &mpsc::Sender<Vec<u8>>,
-    sign_of_life: impl Fn() -> Vec<u8>,
-) -> io::Result<()> {
-    let mut send = pin!(inbox.send(piece));
-    loop {
-        tokio::select! {
-            // A failure means that the stream is not read any more.
-            _sent = &mut send => return Ok(()),
-            () = sleep(KEEP_ALIVE) => answer(answers, sign_of_life())?,
-        }
+/// The way of received bytes to the readers of a connection's streams.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    waiting: Arc<Semaphore>,
+    answers: mpsc::Sender<Vec<u8>>,
+}
+
+/// Bytes that count as waiting until their reader has dropped them.
+struct Waiting {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Waiting {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
-/// Queues an answer of the protocol.
-pub(super) fn answer(answers: &mpsc::Sender<Vec<u8>>, bytes: Vec<u8>) -> io::Result<()> {
-    answers.try_send(bytes).map_err(|_full| io::Error::other("the client does not read its answers"))
+impl Delivery {
+    /// The way to streams of which nothing waits yet, and of answers.
+    pub(super) fn new(answers: mpsc::Sender<Vec<u8>>) -> Delivery {
+        Delivery { waiting: Arc::new(Semaphore::new(WAITING)), answers }
+    }
+
+    /// Hands a piece to a stream, and sends signs of life while there is no room for it. A stream whose reader is gone
+    /// drops it.
+    pub(super) async fn deliver(
+        &self,
+        inbox: &mpsc::Sender<Bytes>,
+        bytes: Bytes,
+        sign_of_life: impl Fn() -> Vec<u8>,
+    ) -> io::Result<()> {
+        let size = u32::try_from(bytes.len().clamp(READ_MIN, READ_MAX)).unwrap_or_default();
+        let mut send = pin!(async {
+            tokio::select! {
+                room = Arc::clone(&self.waiting).acquire_many_owned(size) => {
+                    let room = room.map_err(io::Error::other)?;
+                    // A failure means that the stream is not read any more.
+                    let _sent = inbox.send(Bytes::from_owner(Waiting { bytes, _room: room })).await;
+                    Ok(())
+                }
+                () = inbox.closed() => Ok(()),
+            }
+        });
+        loop {
+            tokio::select! {
+                sent = &mut send => return sent,
+                // Where answers wait already, the writer learns by itself that the client is gone.
+                () = sleep(KEEP_ALIVE) => drop(self.answers.try_send(sign_of_life())),
+            }
+        }
+    }
+
+    /// Queues an answer of the protocol. Waits while the client does not read.
+    pub(super) async fn answer(&self, bytes: Vec<u8>) -> io::Result<()> {
+        self.answers.send(bytes).await.map_err(|_ended| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
 }
 
 /// The queues of a connection.
@@ -201,4 +246,30 @@ async fn write<W: AsyncWrite + Unpin>(mut to: W, mut queues: Queues, activity: &
     to.write_all(&farewell).await?;
     to.flush().await?;
     to.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_streams_of_a_connection_share_the_room_of_what_waits() {
+        let (answers, _queued) = mpsc::channel(ANSWERS);
+        let delivery = Delivery::new(answers);
+        let (inboxes, mut readers): (Vec<_>, Vec<_>) = (0..8).map(|_| mpsc::channel(INBOX)).unzip();
+        let piece = || Bytes::from(vec![7; READ_MAX]);
+        let mut taken = 0;
+        for inbox in &inboxes {
+            let sent = delivery.deliver(inbox, piece(), Vec::new);
+            if timeout(Duration::from_millis(100), sent).await.is_ok() {
+                taken += 1;
+            }
+        }
+        assert_eq!(taken, WAITING / READ_MAX);
+        // What is read makes room, and a stream that nobody reads any more needs none.
+        assert_eq!(readers[0].recv().await.unwrap().len(), READ_MAX);
+        timeout(LINGER, delivery.deliver(&inboxes[7], piece(), Vec::new)).await.unwrap().unwrap();
+        readers.remove(6);
+        timeout(LINGER, delivery.deliver(&inboxes[6], piece(), Vec::new)).await.unwrap().unwrap();
+    }
 }

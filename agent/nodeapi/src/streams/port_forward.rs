@@ -1,12 +1,15 @@
 //! Port-forward: each connection of the client is a pair of streams, one for data and one for an error, whose other end
 //! is a socket in the pod's network namespace.
 //!
-//! Each pair is a task of its session; all end with it. A pair whose second stream does not come in time is reset.
+//! Each pair is a task of its session; all end with it, and a pair whose client resets it ends at once. A pair whose
+//! second stream does not come in time is reset. Streams that the client opens and resets leave nothing behind.
+
+mod halves;
 
 use super::{
     StreamBackend,
     channel_reader::ChannelMaker,
-    connection::{CREATION, Inbox},
+    connection::Inbox,
     outlet::{CHUNK, Chunk, Gone, Outlet},
     parameters::parse_port,
     spdy::NewStream,
@@ -14,13 +17,13 @@ use super::{
 };
 use crate::PodState;
 use berth_spdy::Headers;
-use std::{collections::HashMap, io, sync::Arc};
+use halves::Halves;
+use std::{io, sync::Arc};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpStream, tcp},
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
-    time::{Instant, sleep_until},
 };
 
 /// The protocol on SPDY.
@@ -36,13 +39,15 @@ pub(super) const WEBSOCKET_PROTOCOLS: [(&str, Codec); 3] =
 /// The most ports of one request by channels, as a channel's number is a byte.
 pub(super) const PORTS: usize = 127;
 
+/// Connections to the pod that one client begins at the same time.
+const CONNECTING: usize = 16;
+
 /// The pod whose ports are forwarded.
 #[derive(Clone)]
 pub(super) struct Forwarder {
-    /// The node.
-    pub(super) backend: Arc<dyn StreamBackend>,
-    /// The pod.
-    pub(super) pod: PodState,
+    backend: Arc<dyn StreamBackend>,
+    pod: PodState,
+    connecting: Arc<Semaphore>,
 }
 
 /// Whether the headers of a stream name a port and one of the two types.
@@ -51,46 +56,26 @@ pub(super) fn admit(headers: &Headers) -> bool {
         && matches!(headers.get("streamtype"), Some("data" | "error"))
 }
 
-/// Names the connection that a stream belongs to. Clients before Kubernetes 1.3 name none, and open the error stream
-/// right before the data stream.
-fn request_id(stream: &NewStream, is_data: bool) -> String {
-    match stream.headers.get("requestid") {
-        Some(id) => id.to_owned(),
-        None if is_data => stream.id.saturating_sub(2).to_string(),
-        None => stream.id.to_string(),
-    }
-}
-
-/// Streams whose partner is not there yet.
-#[derive(Debug, Default)]
-struct Half {
-    data: Option<NewStream>,
-    error: Option<NewStream>,
-}
-
 impl Forwarder {
+    /// A forwarder of one client's connections to a pod.
+    pub(super) fn new(backend: Arc<dyn StreamBackend>, pod: PodState) -> Forwarder {
+        Forwarder { backend, pod, connecting: Arc::new(Semaphore::new(CONNECTING)) }
+    }
+
     /// Serves pairs until the connection ends.
     pub(super) async fn serve(self, mut streams: mpsc::Receiver<NewStream>) -> Result<(), Gone> {
-        let mut halves: HashMap<String, (Instant, Half)> = HashMap::new();
-        let mut pairs = JoinSet::new();
+        let (mut halves, mut pairs) = (Halves::default(), JoinSet::new());
         loop {
-            let next = halves.values().map(|(until, _)| *until).min();
-            let late = async {
-                match next {
-                    Some(until) => sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let late = halves.late();
             tokio::select! {
                 stream = streams.recv() => {
-                    let stream = stream.ok_or(Gone)?;
-                    if let Some((data, error)) = pair(&mut halves, stream).await {
+                    if let Some((data, error)) = halves.add(stream.ok_or(Gone)?).await {
                         pairs.spawn(self.clone().forward(data, error));
                     }
                 }
                 // A pair that has panicked has dropped its streams.
                 Some(_ended) = pairs.join_next() => {}
-                () = late => expire(&mut halves).await,
+                () = late => halves.expire().await,
             }
         }
     }
@@ -123,26 +108,32 @@ impl Forwarder {
         error: &Outlet,
         reset: Option<oneshot::Receiver<()>>,
     ) -> Result<bool, Gone> {
-        let why = match self.backend.connect(&self.pod, port).await {
-            Ok(socket) => {
-                let reset = async {
-                    match reset {
-                        // The sender is only ever dropped.
-                        Some(reset) => drop(reset.await),
-                        None => std::future::pending().await,
-                    }
-                };
-                return tokio::select! {
-                    done = carry(socket, inbox, outlet) => Ok(done.is_ok()),
-                    () = reset => Ok(true),
-                };
+        let reset = async {
+            match reset {
+                // The sender is only ever dropped.
+                Some(reset) => drop(reset.await),
+                None => std::future::pending().await,
             }
-            Err(why) => why,
         };
-        let (pod, uid) = (&self.pod.pod.key, &self.pod.pod.uid);
-        let text = format!("error forwarding port {port} to pod {pod}, uid {uid}: {why}");
-        error.send(Chunk::of(text.as_bytes())).await?;
-        Ok(false)
+        let served = async {
+            let why = match self.connect(port).await {
+                Ok(socket) => return Ok::<_, Gone>(carry(socket, inbox, outlet).await.is_ok()),
+                Err(why) => why,
+            };
+            let (pod, uid) = (&self.pod.pod.key, &self.pod.pod.uid);
+            let text = format!("error forwarding port {port} to pod {pod}, uid {uid}: {why}");
+            error.send(Chunk::of(text.as_bytes())).await?;
+            Ok(false)
+        };
+        tokio::select! {
+            done = served => done,
+            () = reset => Ok(true),
+        }
+    }
+
+    async fn connect(&self, port: u16) -> Result<TcpStream, String> {
+        let _slot = self.connecting.acquire().await.map_err(|closed| closed.to_string())?;
+        self.backend.connect(&self.pod, port).await
     }
 
     /// Serves the ports of a request by channels until all have ended: two channels each, for data and for an error,
@@ -174,44 +165,6 @@ pub(super) fn channels(maker: &mut ChannelMaker, ports: &[u16]) -> Vec<(u16, Inb
         (*port, maker.inbox(data), maker.outlet(data), maker.outlet(data.saturating_add(1)))
     };
     ports.iter().zip(numbers).map(make).collect()
-}
-
-/// Adds a stream to the half of its connection, and takes the pair out that it completes.
-async fn pair(
-    halves: &mut HashMap<String, (Instant, Half)>,
-    stream: NewStream,
-) -> Option<(NewStream, NewStream)> {
-    let is_data = stream.headers.get("streamtype") == Some("data");
-    let id = request_id(&stream, is_data);
-    let (_, half) = halves.entry(id.clone()).or_insert_with(|| (Instant::now() + CREATION, Half::default()));
-    let place = if is_data { &mut half.data } else { &mut half.error };
-    if place.is_some() {
-        // Fails where the client is gone, which ends the session.
-        let _sent = stream.outlet.reset().await;
-        return None;
-    }
-    *place = Some(stream);
-    if half.data.is_none() || half.error.is_none() {
-        return None;
-    }
-    let (_, half) = halves.remove(&id)?;
-    half.data.zip(half.error)
-}
-
-/// Resets the streams that have waited too long for their partner.
-async fn expire(halves: &mut HashMap<String, (Instant, Half)>) {
-    let now = Instant::now();
-    let late: Vec<_> = halves.extract_if(|_, (until, _)| *until <= now).collect();
-    for (id, (_, half)) in late {
-        // Failures mean that the client is gone, which ends the session.
-        if let Some(error) = &half.error {
-            let text = format!("(request={id}) timed out waiting for streams");
-            let _sent = error.outlet.send(Chunk::of(text.as_bytes())).await;
-        }
-        for stream in half.data.iter().chain(&half.error) {
-            let _sent = stream.outlet.reset().await;
-        }
-    }
 }
 
 async fn carry(mut socket: TcpStream, inbox: Inbox, outlet: &Outlet) -> io::Result<()> {

@@ -46,7 +46,7 @@ mod channel {
 }
 
 /// Longest silence of a pipe after the end of its process. A child that goes on may hold the pipe open for ever.
-const DRAIN: Duration = Duration::from_secs(2);
+pub(super) const DRAIN: Duration = Duration::from_secs(2);
 
 /// The streams of a client.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! their received bytes.
 
 use super::{
-    connection::{ANSWERS, INBOX, Inbox, Protocol, Queues, answer, deliver},
+    connection::{ANSWERS, Delivery, INBOX, Inbox, Protocol, Queues},
     outlet::{Item, Outlet, QUEUE, framed},
     websocket::{self, Part},
 };
@@ -64,7 +64,7 @@ pub(super) struct Spdy {
     streams: HashMap<StreamId, Ends>,
     admit: Admit,
     opened: mpsc::Sender<NewStream>,
-    answers: mpsc::Sender<Vec<u8>>,
+    delivery: Delivery,
     items: mpsc::Sender<Item>,
     tunnelled: bool,
     /// The tunnel; `None` also while it is being read, and after an error in it.
@@ -83,7 +83,7 @@ pub(super) fn connection(admit: Admit, tunnelled: bool) -> (Spdy, Queues, mpsc::
         streams: HashMap::new(),
         admit,
         opened,
-        answers,
+        delivery: Delivery::new(answers),
         items,
         tunnelled,
         tunnel: tunnelled.then(Tunnel::default),
@@ -101,7 +101,7 @@ impl Protocol for Spdy {
                     tunnel.frames.extend_from_slice(&payload);
                     self.frames(&mut tunnel.frames).await?;
                 }
-                Part::Ping(payload) => answer(&self.answers, websocket::pong(&payload))?,
+                Part::Ping(payload) => self.delivery.answer(websocket::pong(&payload)).await?,
                 Part::Close => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
             }
         }
@@ -117,7 +117,7 @@ impl Spdy {
             let mut due = Vec::new();
             let event = lock(&self.table).next(received, &mut due).map_err(io::Error::other)?;
             if !due.is_empty() {
-                answer(&self.answers, framed(due, self.tunnelled))?;
+                self.delivery.answer(framed(due, self.tunnelled)).await?;
             }
             match event {
                 Some(event) => self.take(event).await?,
@@ -138,7 +138,7 @@ impl Spdy {
                     encode::ping(&mut ping, PING);
                     framed(ping, tunnelled)
                 };
-                deliver(inbox, payload, &self.answers, sign_of_life).await
+                self.delivery.deliver(inbox, payload, sign_of_life).await
             }
             Event::Finished { stream } => {
                 if let Some(ends) = self.streams.get_mut(&stream) {
@@ -158,10 +158,10 @@ impl Spdy {
         let mut frame = Vec::new();
         if !(self.admit)(&headers) {
             lock(&self.table).reset(id, ResetStatus::Cancel, &mut frame);
-            return answer(&self.answers, framed(frame, self.tunnelled));
+            return self.delivery.answer(framed(frame, self.tunnelled)).await;
         }
         lock(&self.table).accept(id, &mut frame);
-        answer(&self.answers, framed(frame, self.tunnelled))?;
+        self.delivery.answer(framed(frame, self.tunnelled)).await?;
         if self.streams.len() >= self.prune_at {
             self.streams.retain(|_, ends| !ends.reset.is_closed());
             self.prune_at = self.streams.len().saturating_mul(2).max(64);

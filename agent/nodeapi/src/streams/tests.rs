@@ -281,6 +281,42 @@ async fn a_process_that_does_not_read_holds_its_client_and_ends_in_order() {
     assert_eq!(inside.told.recv().await, Some(Told::Dropped));
 }
 
+#[tokio::test]
+async fn any_number_of_questions_is_answered() {
+    let (process, _inside) = process();
+    let (mut client, _served) = command("v4.channel.k8s.io", process).await;
+    const PINGS: u32 = 1000;
+    let mut pings = Vec::new();
+    (0..PINGS).for_each(|ping| encode::ping(&mut pings, 2 * ping + 1));
+    // More than the answers that may wait, in one piece.
+    client.write(&pings).await;
+    let mut answered = 0;
+    while answered < PINGS {
+        match client.next().await.expect("the connection has ended") {
+            Frame::Ping { id } => {
+                assert_eq!(id, 2 * answered + 1);
+                answered += 1;
+            }
+            other => assert!(matches!(other, Frame::SynReply { .. }), "{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_output_of_a_run_ends_with_its_process_also_while_a_child_holds_the_pipe() {
+    let (mut child, pipe) = pipe::pipe().unwrap();
+    let (end, ended) = tokio::sync::watch::channel(false);
+    child.write_all(b"before").await.unwrap();
+    let mut output = Vec::new();
+    {
+        let mut collecting = std::pin::pin!(super::collect(Some(pipe), &mut output, ended));
+        assert!(timeout(Duration::from_secs(60), &mut collecting).await.is_err(), "the process runs");
+        end.send_replace(true);
+        timeout(Duration::from_secs(60), collecting).await.expect("the answer waits for the child");
+    }
+    assert_eq!(output, b"before");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_opens_no_streams_has_half_a_minute() {
     let (ours, theirs) = tokio::io::duplex(1024);

@@ -24,7 +24,7 @@ async fn forwarder() -> Forwarder {
         pod: Arc::new(pod),
         status: Arc::new(PodStatus::new(Phase::Running, QosClass::BestEffort)),
     };
-    Forwarder { backend: Arc::new(FakePorts(BTreeMap::from([(80, address)]))), pod }
+    Forwarder::new(Arc::new(FakePorts(BTreeMap::from([(80, address)]))), pod)
 }
 
 async fn forwarding(tunnelled: bool) {
