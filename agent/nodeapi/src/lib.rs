@@ -17,6 +17,7 @@ mod logs;
 mod newcomers;
 mod node_logs;
 pub mod path;
+mod peer;
 mod query;
 mod response;
 mod reviewer;

@@ -5,8 +5,8 @@
 //! strangers and those who may nothing do not keep the API server out. A request that is not authenticated ends its
 //! connection.
 //!
-//! A client that vanishes without a word is found by TCP's own signs of life, as with the kubelet: after two and a half
-//! minutes where nothing is on its way to it, else when the kernel gives up sending, after some fifteen.
+//! A client that vanishes without a word is found by TCP's own signs of life, as with the kubelet, and also while bytes
+//! are on their way to it (`peer`): after three minutes at most.
 //!
 //! When the server stops, it accepts no more, requests in progress have a little time, then every connection ends.
 //! Whoever serves an upgraded connection follows [`Connection::stopped`].
@@ -17,6 +17,7 @@ use crate::{
     head,
     newcomers::{Newcomers, Place},
     path::RequestPath,
+    peer::Peer,
     response,
     routes::{Found, find},
 };
@@ -201,7 +202,7 @@ impl Connection {
 async fn serve(api: Arc<NodeApi>, acceptor: TlsAcceptor, stream: TcpStream, mut connection: Connection) {
     set_options(&stream);
     let (limits, mut stopped) = (api.limits, connection.stopped.clone());
-    let Ok(Ok(stream)) = timeout(limits.handshake, acceptor.accept(stream)).await else { return };
+    let Ok(Ok(stream)) = timeout(limits.handshake, acceptor.accept(Peer::new(stream))).await else { return };
     connection.chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
     let connection = Arc::new(connection);
     let of_requests = Arc::clone(&connection);

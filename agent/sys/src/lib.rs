@@ -23,6 +23,7 @@ pub mod pause;
 pub mod process;
 pub mod service;
 pub mod spawn;
+pub mod tcp;
 mod tree;
 
 pub use error::{Error, Result};
