@@ -3,11 +3,12 @@
 //! `serve` answers each byte with one line, `<name> <client address>`, over TCP and UDP. `client` measures
 //! new connections (`new`: connect, one byte, one line, reset) or requests over open ones (`keep`), and
 //! prints one line of JSON. `ask` sends requests at a fixed rate and prints a line of JSON for each answer.
-//! The program sends to no other addresses than those of its options. It ends after its time, or when its
+//! `node` loads a node's API. The program sends to no other addresses than those of its options. It ends after its time, or when its
 //! standard input is closed.
 
 mod ask;
 mod client;
+mod node;
 mod server;
 
 use anyhow::{Context, Result};
@@ -43,6 +44,9 @@ enum Role {
     Client(client::Client),
     /// Ask many servers at a fixed rate.
     Ask(ask::Ask),
+    /// Load the node's API.
+    #[command(subcommand)]
+    Node(node::Node),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +79,10 @@ fn run(program: Program) -> Result<()> {
         Role::Ask(ask) => {
             end_with_input();
             ask::run(&ask)
+        }
+        Role::Node(node) => {
+            end_with_input();
+            node::run(&node)
         }
     }
 }

@@ -111,7 +111,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Test crates treat the programs as black boxes.
     ("berth-harness", &["berth-core", "berth-sys"]),
     ("berth-tests-node", &[]),
-    ("berth-load", &[]),
+    ("berth-load", &["berth-harness", "berth-spdy"]),
     // Measures the data plane without an agent, using the agent's own crates.
     (
         "berth-tests-services",

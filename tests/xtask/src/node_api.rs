@@ -1,9 +1,11 @@
 //! `cargo xtask node-api`: who may ask the node's API for what. Each identity sends each method to each path, to the real
 //! kubelet and to Berth, on clusters of this run's own, one after the other. The statuses are compared; differences that
-//! were reviewed are in `tests/peers/node-api-differences`, each with its reason.
+//! were reviewed are in `tests/peers/node-api-differences`, each with its reason. With `--load` it is what the node's API
+//! of Berth has to bear.
 
 mod differences;
 mod identities;
+mod load;
 
 use crate::{
     cluster::{self, Audit, Cluster, Etcd, Node, Options},
@@ -80,6 +82,8 @@ pub(crate) struct Args {
     /// Leave a cluster running where it cannot be asked.
     #[arg(long)]
     keep: bool,
+    #[command(flatten)]
+    load: load::LoadArgs,
 }
 
 /// Who, method and path, and the status of the answer.
@@ -92,6 +96,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some(dir) => dir.clone(),
         None => tools::cache()?.join("node-api"),
     };
+    if args.load.load {
+        return load::run(&args.load, &dir.join("load"), args.keep);
+    }
     let kubelet = on(Node::Kubelet, &dir.join("kubelet"), args.keep)?;
     let berth = on(Node::Berth, &dir.join("berth"), args.keep)?;
     let (mut unknown, mut used) = (Vec::new(), vec![0_usize; reviewed.len()]);

@@ -8,14 +8,19 @@ use super::{
     fault_proxy::FaultProxy,
     look::Look,
 };
+use crate::setup::succeed;
 use anyhow::{Context, Result, ensure};
-use berth_harness::wait::{self, PATIENCE};
+use berth_harness::{
+    cgroup,
+    process::Process,
+    wait::{self, PATIENCE},
+};
 use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
-    path::PathBuf,
-    process::Child,
+    path::{Path, PathBuf},
+    process::{Child, Command},
     time::Duration,
 };
 
@@ -71,6 +76,31 @@ impl Cluster {
     /// The log cannot be read.
     pub(crate) fn audit(&self) -> Result<AuditLog> {
         AuditLog::from_now(self.file(AUDIT))
+    }
+
+    /// The process of a daemon; `None` where it does not run.
+    pub(crate) fn daemon(&self, name: &str) -> Option<Process> {
+        self.world.process(name)
+    }
+
+    /// Number of the cgroups of the cluster.
+    pub(crate) fn cgroups(&self) -> usize {
+        cgroup::groups(&self.place.cgroup).iter().map(|group| below(group)).sum()
+    }
+
+    /// Connects a network namespace of this machine to the node, as another machine of the cluster's network.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub(crate) fn connect(&self, netns: &str) -> Result<()> {
+        let init = self.world.init().pid.to_string();
+        let ip = |words: &str| succeed(Command::new("ip").args(words.split(' ')));
+        ip(&format!("-n {netns} link add node type veth peer name others netns {init}"))?;
+        ip(&format!("-n {netns} addr add 198.18.255.1/30 dev node"))?;
+        ip(&format!("-n {netns} link set node up"))?;
+        self.run(&["ip", "addr", "add", "198.18.255.2/30", "dev", "others"])?;
+        self.run(&["ip", "link", "set", "others", "up"])?;
+        ip(&format!("-n {netns} route add default via 198.18.255.2"))
     }
 
     /// Address of the node and of the API server.
@@ -221,4 +251,10 @@ impl Cluster {
         ensure!(text.contains(" 200 "), "{address} answers {text:?}");
         body.context("an answer without an end of its headers")
     }
+}
+
+/// Number of a cgroup and of those below it.
+fn below(group: &Path) -> usize {
+    let entries = fs::read_dir(group).into_iter().flatten().flatten();
+    1 + entries.filter(|entry| entry.path().is_dir()).map(|entry| below(&entry.path())).sum::<usize>()
 }
