@@ -51,16 +51,32 @@ const fn kubernetes(name: &'static str, package: &'static str) -> Peer {
 }
 
 /// All programs. The first of Kubernetes' compiles what the others share.
-const PEERS: [Peer; 11] = [
+const PEERS: [Peer; 14] = [
     Peer { name: "etcd-3.4", from: Source::Debian { package: "etcd-server", file: "usr/bin/etcd" } },
     Peer { name: "etcd-3.6", from: Source::Go { module: "etcd", package: "go.etcd.io/etcd/server/v3" } },
     kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
     kubernetes("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+    // Its streams are SPDY; later ones try WebSockets first.
+    Peer {
+        name: "kubectl-1.29",
+        from: Source::Go { module: "kubectl-1.29", package: "k8s.io/kubernetes/cmd/kubectl" },
+    },
     kubernetes("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
     kubernetes("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
     kubernetes("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
     kubernetes("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
     Peer { name: "coredns", from: Source::Go { module: "coredns", package: "github.com/coredns/coredns" } },
+    Peer {
+        name: "metrics-server",
+        from: Source::Go {
+            module: "metrics-server",
+            package: "sigs.k8s.io/metrics-server/cmd/metrics-server",
+        },
+    },
+    Peer {
+        name: "promtool",
+        from: Source::Go { module: "promtool", package: "github.com/prometheus/prometheus/cmd/promtool" },
+    },
     kubernetes("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
     Peer {
         name: "e2e.test",
@@ -198,8 +214,7 @@ fn directory(module: &str) -> PathBuf {
 /// Options of Go's linker: no symbols, and the version that Kubernetes' programs tell.
 fn ldflags(module: &str) -> Result<String> {
     let mut flags = "-s -w".to_owned();
-    if module == KUBERNETES {
-        let version = version(&read(&directory(module).join("go.mod"))?, "k8s.io/kubernetes")?;
+    if let Ok(version) = version(&read(&directory(module).join("go.mod"))?, "k8s.io/kubernetes") {
         let mut parts = version.trim_start_matches('v').split('.');
         let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
@@ -240,7 +255,7 @@ mod tests {
     #[test]
     fn a_name_stands_for_itself_and_for_its_versions() {
         let names = |given: &[&str]| wanted(&given.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
-        assert_eq!(names(&["kubectl", "etcd"]).unwrap(), ["kubectl", "etcd-3.4", "etcd-3.6"]);
+        assert_eq!(names(&["kubectl", "etcd"]).unwrap(), ["kubectl", "kubectl-1.29", "etcd-3.4", "etcd-3.6"]);
         assert_eq!(names(&[]).unwrap().len(), PEERS.len());
         let error = names(&["kubeadm"]).unwrap_err().to_string();
         assert!(error.contains("kube-apiserver"), "{error}");
@@ -254,8 +269,13 @@ mod tests {
             "v1.2.3"
         );
         assert!(version("require a/b/c v1.0.0\n", "a/b").is_err());
-        let flags = ldflags(KUBERNETES).unwrap();
-        assert!(flags.contains("version.gitVersion=v1."), "{flags}");
+        for (module, wanted) in
+            [(KUBERNETES, "version.gitVersion=v1."), ("kubectl-1.29", "gitVersion=v1.29.")]
+        {
+            let flags = ldflags(module).unwrap();
+            assert!(flags.contains(wanted), "{flags}");
+        }
+        assert_eq!(ldflags("etcd").unwrap(), "-s -w");
     }
 
     #[test]
