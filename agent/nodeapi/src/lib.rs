@@ -14,6 +14,7 @@ mod error;
 mod head;
 pub mod health;
 mod logs;
+pub mod metrics;
 mod newcomers;
 mod node_logs;
 pub mod path;

@@ -1,6 +1,6 @@
 //! Answers: their body, and the forms in which the kubelet answers.
 
-use crate::Unavailable;
+use crate::{Unavailable, metrics::Sending};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::{Body, Frame, SizeHint};
@@ -20,8 +20,13 @@ pub struct Cut(pub String);
 pub enum ResponseBody {
     /// The whole body; `None` once it was sent, or where there is none.
     Whole(Option<Bytes>),
-    /// Parts of the body, each sent at once in a chunk of its own. The body ends with the channel.
-    Parts(mpsc::Receiver<Result<Bytes, Cut>>),
+    /// Parts of the body, each sent at once in a chunk of its own.
+    Parts {
+        /// The parts; the body ends with the channel.
+        parts: mpsc::Receiver<Result<Bytes, Cut>>,
+        /// Counts the request until then.
+        in_flight: Option<Sending>,
+    },
 }
 
 impl Body for ResponseBody {
@@ -34,7 +39,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match self.get_mut() {
             ResponseBody::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            ResponseBody::Parts(parts) => {
+            ResponseBody::Parts { parts, .. } => {
                 parts.poll_recv(context).map(|part| part.map(|part| part.map(Frame::data)))
             }
         }
@@ -47,7 +52,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             ResponseBody::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            ResponseBody::Parts(_) => SizeHint::default(),
+            ResponseBody::Parts { .. } => SizeHint::default(),
         }
     }
 }
@@ -77,7 +82,7 @@ pub(crate) fn metrics(body: Bytes) -> Response<ResponseBody> {
 
 /// Parts of plain text as they come.
 pub(crate) fn stream(parts: mpsc::Receiver<Result<Bytes, Cut>>) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::Parts(parts));
+    let mut response = Response::new(ResponseBody::Parts { parts, in_flight: None });
     let content_type = HeaderValue::from_static("text/plain");
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response

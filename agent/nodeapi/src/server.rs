@@ -15,6 +15,7 @@ use crate::{
     Authenticator, Authorizer, Error, ResponseBody, Routes, attributes,
     auth::Refusal,
     head,
+    metrics::InFlight,
     newcomers::{Newcomers, Place},
     path::RequestPath,
     peer::Peer,
@@ -236,17 +237,30 @@ async fn serve(api: Arc<NodeApi>, acceptor: TlsAcceptor, stream: TcpStream, mut 
     }
 }
 
-/// Answers one request: the path, the route, who asks, whether it is allowed, and the answer.
+/// Answers one request, and counts it.
 async fn answer(
     api: &NodeApi,
     connection: &Arc<Connection>,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     connection.first.notify_one();
+    let path = RequestPath::decode(request.uri().path());
+    let in_flight = InFlight::begin(request.method(), path.as_ref().ok());
+    request.extensions_mut().insert(Arc::clone(&in_flight));
+    in_flight.until_sent(judge(api, connection, path, request).await)
+}
+
+/// The answer: the head, the path, the route, who asks, and whether it is allowed.
+async fn judge(
+    api: &NodeApi,
+    connection: &Arc<Connection>,
+    path: Result<RequestPath, &'static str>,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
     if let Some((status, text)) = head::refusal(request.version(), request.headers()) {
         return closing(response::text(status, text));
     }
-    let path = match RequestPath::decode(request.uri().path()) {
+    let path = match path {
         Ok(path) => path,
         Err(reason) => return closing(response::text(StatusCode::BAD_REQUEST, format!("{reason}\n"))),
     };

@@ -31,7 +31,9 @@ pub use backend::{
 };
 
 use crate::{
-    Caller, Connection, NodeBackend, PodState, ResponseBody, response,
+    Caller, Connection, NodeBackend, PodState, ResponseBody,
+    metrics::InFlight,
+    response,
     routes::{Handler, Target},
 };
 use berth_core::sync::lock;
@@ -70,6 +72,19 @@ const RUN_OUTPUT: u64 = 4 * 1024 * 1024;
 type Session = Box<dyn FnOnce(TokioIo<hyper::upgrade::Upgraded>) -> Served + Send>;
 
 type Served = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
+/// A connection that is about to be upgraded, and its request, which is counted until the streams have ended.
+struct Upgrading {
+    upgraded: OnUpgrade,
+    in_flight: Option<Arc<InFlight>>,
+}
+
+impl Upgrading {
+    fn of(request: &mut Request<Incoming>) -> Upgrading {
+        let in_flight = InFlight::of(request);
+        Upgrading { upgraded: hyper::upgrade::on(request), in_flight }
+    }
+}
 
 /// The server of streams.
 pub struct Streams {
@@ -137,7 +152,7 @@ impl Streams {
             wanted = WantedStreams { tty: container.tty, stderr: wanted.stderr && !container.tty, ..wanted };
         }
         let start = self.start(handler, container, query.command(), wanted);
-        let upgraded = hyper::upgrade::on(&mut request);
+        let upgraded = Upgrading::of(&mut request);
         let (response, session): (_, Session) = match upgrade::asked(request.headers()) {
             None => return Err(upgrade_required()),
             Some(Asked::Spdy) => {
@@ -218,7 +233,7 @@ impl Streams {
             return Err(refused(StatusCode::NOT_FOUND, "pod not found".to_owned()));
         }
         let forwarder = Forwarder::new(self.backend.clone(), pod);
-        let upgraded = hyper::upgrade::on(&mut request);
+        let upgraded = Upgrading::of(&mut request);
         let (method, headers) = (request.method(), request.headers());
         let (response, session): (_, Session) = match asked {
             None => return Err(upgrade_required()),
@@ -309,7 +324,7 @@ impl Streams {
     fn accept(
         &self,
         client: &Arc<Connection>,
-        upgraded: OnUpgrade,
+        Upgrading { upgraded, in_flight }: Upgrading,
         session: Session,
     ) -> Result<(), upgrade::Refused> {
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
@@ -320,7 +335,7 @@ impl Streams {
         let mut connections = lock(&self.connections);
         while connections.try_join_next().is_some() {}
         connections.spawn(async move {
-            let _slot = slot;
+            let _held = (slot, in_flight);
             // Otherwise the client is gone.
             let Ok(Ok(socket)) = timeout(UPGRADE, upgraded).await else { return };
             tokio::select! {

@@ -10,6 +10,7 @@ pub(super) fn all() -> Vec<&'static dyn ReadFamily> {
     families.extend(berth_node::metrics::families());
     families.extend(berth_volumes::metrics::families());
     families.extend(berth_kube::metrics::families());
+    families.extend(berth_nodeapi::metrics::families());
     families
 }
 
