@@ -18,7 +18,7 @@ mod serving;
 mod signing;
 
 pub use client::{ClientCertificate, open};
-pub use health::{CertificateHealth, CertificateState, PendingRequest, RotationAges};
+pub use health::{CertificateHealth, CertificateState, PendingRequest};
 pub use serving::Serving;
 
 use berth_kube::certs::CertificateError;

@@ -29,12 +29,33 @@ static SERVER_RENEW_ERRORS: Counter = Counter::counter(
     &[],
 );
 
+/// Upper bounds of a certificate's age in seconds, as client-go has them: from a minute to four years.
+const AGES: &[f64] = &[
+    60.0,
+    3600.0,
+    14_400.0,
+    86_400.0,
+    604_800.0,
+    2_592_000.0,
+    7_776_000.0,
+    15_552_000.0,
+    31_104_000.0,
+    124_416_000.0,
+];
+
+static SERVER_ROTATIONS: Histogram = Histogram::histogram(
+    "kubelet_certificate_manager_server_rotation_seconds",
+    "Ages of the serving certificates that were replaced.",
+    &[],
+    AGES,
+);
+
 /// The families of `/metrics`.
-pub fn families() -> [&'static dyn ReadFamily; 4] {
+pub fn families() -> [&'static dyn ReadFamily; 5] {
     // Alerts read their rates from the start.
     CLIENT_RENEW_ERRORS.add(&[], 0);
     SERVER_RENEW_ERRORS.add(&[], 0);
-    [&REQUESTS, &DURATION, &CLIENT_RENEW_ERRORS, &SERVER_RENEW_ERRORS]
+    [&REQUESTS, &DURATION, &CLIENT_RENEW_ERRORS, &SERVER_RENEW_ERRORS, &SERVER_ROTATIONS]
 }
 
 /// Counts a failed renewal of the client certificate.
@@ -45,6 +66,11 @@ pub fn count_client_renew_error() {
 /// Counts a failed renewal of the serving certificate.
 pub fn count_server_renew_error() {
     SERVER_RENEW_ERRORS.inc(&[]);
+}
+
+/// Counts a serving certificate of this age that was replaced.
+pub fn observe_server_rotation(age: Duration) {
+    SERVER_ROTATIONS.observe(&[], age);
 }
 
 /// Counts a request to the server at this URL; `code`: `None` for a request without an answer. The duration of a

@@ -14,6 +14,7 @@ use berth_kube::{
     Error,
     certs::{CertificateError, Rotation, Store, Subject, Validity},
     identity::{Identity, Source},
+    metrics,
     pool::Pool,
 };
 use berth_sys::fs::write_atomic;
@@ -135,13 +136,13 @@ impl ClientCertificate {
             }
             match self.renew(way, held, &pool).await {
                 Ok(end) => {
-                    let before = held.map(|held| held.not_before);
-                    self.health.renewed(end, before, Timestamp::now());
+                    self.health.renewed(end);
                     tracing::info!(%end, "the node has a new client certificate");
                     rotation.renewed(Timestamp::now(), rand::random());
                 }
                 Err(Unsigned { reason, is_over }) => {
                     rotation.failed(Timestamp::now(), rand::random());
+                    metrics::count_client_renew_error();
                     if self.health.failed(&reason) {
                         tracing::warn!(reason, "cannot get a client certificate; tried again");
                     }

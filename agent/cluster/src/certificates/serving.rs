@@ -12,6 +12,7 @@ use super::{
 use berth_core::model::NodeInfo;
 use berth_kube::{
     certs::{Held, Rotation, ServingCertificate, Store, Subject},
+    metrics,
     pool::Pool,
 };
 use jiff::Timestamp;
@@ -60,8 +61,12 @@ impl Serving {
             };
             match renewed {
                 Ok(new) => {
-                    let before = held.as_ref().map(|held| held.certificate.not_before);
-                    self.health.renewed(new.certificate.not_after, before, Timestamp::now());
+                    self.health.renewed(new.certificate.not_after);
+                    if let Some(old) = &held {
+                        let age = Timestamp::now().duration_since(old.certificate.not_before);
+                        // A clock that was set back makes no age.
+                        metrics::observe_server_rotation(age.try_into().unwrap_or_default());
+                    }
                     tracing::info!(end = %new.certificate.not_after, "the node has a new serving certificate");
                     self.present(&new);
                     held = Some(new);
@@ -69,6 +74,7 @@ impl Serving {
                 }
                 Err(Unsigned { reason, is_over }) => {
                     rotation.failed(Timestamp::now(), random());
+                    metrics::count_server_renew_error();
                     if self.health.failed(&reason) {
                         tracing::warn!(reason, "cannot get a serving certificate; tried again");
                     }
