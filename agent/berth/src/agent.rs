@@ -230,7 +230,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             });
             let statistics = Arc::new(statistics);
             let parts = node_api::Parts { roots: roots.clone(), api, status, pool, serving, statistics };
-            Some(node_api::start(&args.node_api, sockets, parts).context("start the node's API")?)
+            Some(node_api::start(&args, sockets, parts).context("start the node's API")?)
         }
         _ => None,
     };

@@ -105,6 +105,12 @@ pub trait NodeBackend: Send + Sync + 'static {
 
     /// The node's configuration: a `kubelet.config.k8s.io/v1beta1` `KubeletConfiguration` in JSON.
     fn configuration(&self) -> Boxed<'_, Result<Bytes, Unavailable>>;
+
+    /// `/flagz`: a line for each flag of the agent, its name and its value.
+    fn flags(&self) -> String;
+
+    /// `/statusz`: when the agent started, and its version.
+    fn status_page(&self) -> String;
 }
 
 /// The node's statistics, read when they are asked for.

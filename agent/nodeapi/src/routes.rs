@@ -20,6 +20,10 @@ pub enum Handler {
     RunningPods,
     /// `/configz`.
     Configz,
+    /// `/flagz`: the flags and their values.
+    Flagz,
+    /// `/statusz`: version, start and paths.
+    Statusz,
     /// `/containerLogs/{namespace}/{pod}/{container}`.
     ContainerLogs,
     /// `/logs/{path}`: files of the node's log directory.
@@ -83,8 +87,8 @@ const TABLE: &[Entry] = &[
     Entry::Handler(&["metrics", "probes"], Handler::MetricsProbes),
     Entry::Handler(&["metrics", "slis"], Handler::MetricsSlis),
     Entry::Handler(&["configz"], Handler::Configz),
-    Entry::Handler(&["flagz"], Handler::Missing),
-    Entry::Handler(&["statusz"], Handler::Missing),
+    Entry::Handler(&["flagz"], Handler::Flagz),
+    Entry::Handler(&["statusz"], Handler::Statusz),
     Entry::Handler(&["debug", "flags", "v"], Handler::Disabled("flags endpoint is disabled.")),
     Entry::Service(
         &["debug", "pprof"],

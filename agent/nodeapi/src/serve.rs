@@ -48,11 +48,26 @@ impl Routes {
             Handler::MetricsResource => metrics(self.statistics.resource()).await,
             Handler::MetricsProbes => metrics(self.statistics.probes()).await,
             Handler::MetricsSlis => response::metrics(health::metrics(&*self.node).into()),
+            Handler::Flagz => page("flagz", &self.node.flags()),
+            Handler::Statusz => page("statusz", &self.node.status_page()),
             Handler::Missing => response::not_found(),
-            Handler::Logs => node_logs::serve(&self.node_logs, path, segments).await,
+            Handler::Logs => {
+                tracing::info!(user = caller.name, path = path.as_str(), "Logs was asked for");
+                node_logs::serve(&self.node_logs, path, segments).await
+            }
             Handler::Disabled(text) => response::text(StatusCode::METHOD_NOT_ALLOWED, format!("{text}\n")),
             Handler::ContainerLogs => match Target::of(handler, segments) {
-                Some(target) => logs::serve(&self.node, target, query, clock::wall()).await,
+                Some(target) => {
+                    let Target { namespace, pod, container, .. } = target;
+                    tracing::info!(
+                        user = caller.name,
+                        namespace,
+                        pod,
+                        container,
+                        "ContainerLogs was asked for"
+                    );
+                    logs::serve(&self.node, target, query, clock::wall()).await
+                }
                 None => response::not_found(),
             },
             Handler::Exec | Handler::Attach | Handler::Run | Handler::PortForward => {
@@ -65,6 +80,15 @@ impl Routes {
             }
         }
     }
+}
+
+/// A page for people, as the kubelet's.
+fn page(name: &str, text: &str) -> Response<ResponseBody> {
+    let head = format!(
+        "\nberth {name}\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility \
+         guarantees and is for debugging purposes only.\n"
+    );
+    response::text(StatusCode::OK, head + text)
 }
 
 async fn document(answer: Boxed<'_, Result<Bytes, Unavailable>>) -> Response<ResponseBody> {

@@ -160,6 +160,14 @@ impl NodeBackend for FakeNode {
         Box::pin(async { Err(Unavailable("containerd is away".into())) })
     }
 
+    fn flags(&self) -> String {
+        "port 10250\n".to_owned()
+    }
+
+    fn status_page(&self) -> String {
+        "Up  0 hr 00 min 01 sec\n".to_owned()
+    }
+
     fn configuration(&self) -> Boxed<'_, Result<Bytes, Unavailable>> {
         Box::pin(async { Ok("{\"kubeletconfig\":{}}".into()) })
     }

@@ -6,10 +6,11 @@
 mod backend;
 mod configuration;
 mod log_reader;
+mod pages;
 mod reviewer;
 mod streams;
 
-use super::{certificates::ServingTls, local_api::LocalApi, status_manager::StatusManager};
+use super::{args::AgentArgs, certificates::ServingTls, local_api::LocalApi, status_manager::StatusManager};
 use anyhow::Context as _;
 use backend::Backend;
 use berth_core::roots::Roots;
@@ -115,12 +116,13 @@ pub(crate) struct Serving {
 }
 
 /// Starts the servers.
-pub(crate) fn start(args: &NodeApiArgs, sockets: Sockets, parts: Parts) -> anyhow::Result<Serving> {
+pub(crate) fn start(all: &AgentArgs, sockets: Sockets, parts: Parts) -> anyhow::Result<Serving> {
+    let args = &all.node_api;
     let (stop, stopped) = watch::channel(());
     let name = parts.roots.node_name.clone();
     let mut names = vec![name.to_string()];
     names.extend(parts.api.host.borrow().node_ips.iter().map(IpAddr::to_string));
-    let configuration = configuration::configuration(args, &parts.roots);
+    let configuration = configuration::configuration(all, &parts.roots);
     let streams = Arc::new(streams::Streams { roots: parts.roots.clone(), api: parts.api.clone() });
     let log_changes = LogChanges::start()
         .inspect_err(|error| tracing::warn!(%error, "cannot wait for output of containers; it is looked for each second"))
@@ -133,6 +135,8 @@ pub(crate) fn start(args: &NodeApiArgs, sockets: Sockets, parts: Parts) -> anyho
         status: parts.status,
         configuration: configuration.to_string().into(),
         log_changes,
+        flags: pages::flags(),
+        started: pages::Started::now(),
     });
     let mut tasks = Vec::new();
     if let Some(listener) = sockets.health {

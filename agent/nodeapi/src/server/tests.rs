@@ -241,6 +241,15 @@ async fn answers_have_the_kubelets_codes_and_texts() {
         fs::create_dir_all(world.dir.path().join("log")).unwrap();
         assert_eq!(world.ask(bob(), request).await, (code, body.to_owned()), "{request}");
     }
+    for access in ["get configz", "get statusz"] {
+        world.reviewer.allow(&format!("carol {access}"));
+    }
+    let warning = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility \
+                   guarantees and is for debugging purposes only.\n";
+    for (path, text) in [("flagz", "port 10250\n"), ("statusz", "Up  0 hr 00 min 01 sec\n")] {
+        let page = (200, format!("\nberth {path}\n{warning}{text}"));
+        assert_eq!(world.ask(world.ca.client("carol"), &format!("GET /{path}")).await, page);
+    }
     let slis = world.ask(bob(), "GET /metrics/slis").await.1;
     assert!(slis.ends_with("kubernetes_healthcheck{name=\"syncloop\",type=\"healthz\"} 1\n"), "{slis}");
     // Nobody needs to be known for a path that is not there.

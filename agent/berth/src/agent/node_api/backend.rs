@@ -3,6 +3,7 @@
 use super::{
     super::{local_api::LocalApi, status_manager::StatusManager},
     log_reader::{self, FollowReader},
+    pages::Started,
 };
 use berth_core::{
     ids::ContainerId,
@@ -33,6 +34,10 @@ pub(super) struct Backend {
     pub(super) configuration: Bytes,
     /// Changes of logs, for those who follow them; `None` where the kernel gives no inotify instance.
     pub(super) log_changes: Option<Arc<LogChanges>>,
+    /// `/flagz`.
+    pub(super) flags: String,
+    /// For `/statusz`.
+    pub(super) started: Started,
 }
 
 /// A `v1.PodList`.
@@ -151,6 +156,14 @@ impl NodeBackend for Backend {
 
     fn running_pods(&self) -> Boxed<'_, Result<Bytes, Unavailable>> {
         Box::pin(async { list(self.api.cache.pods().iter().filter_map(|pod| running(pod)).collect()) })
+    }
+
+    fn flags(&self) -> String {
+        self.flags.clone()
+    }
+
+    fn status_page(&self) -> String {
+        self.started.page()
     }
 
     fn configuration(&self) -> Boxed<'_, Result<Bytes, Unavailable>> {
