@@ -153,7 +153,13 @@ fn written(file: &NewFile) -> Result<(), Error> {
 async fn settings(files: &Files, args: &JoinArgs) -> Defaults {
     let source = Source { kubeconfig: files.bootstrap.clone(), context: None };
     let mut settings = match Pool::new(source).await {
-        Ok(pool) => defaults::read(&pool).await,
+        Ok(pool) => {
+            let (settings, problems) = defaults::read(&pool).await;
+            for problem in problems {
+                tell(&format!("  {problem}"));
+            }
+            settings
+        }
         Err(error) => {
             tell(&format!("  the cluster's settings are not known: {}", Chain(&error)));
             Defaults::default()

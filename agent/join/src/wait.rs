@@ -89,7 +89,10 @@ async fn look(roots: &Roots, files: &Files, pool: &mut Option<Pool>) -> Option<S
 
 /// Why a Node object is not Ready; `None` where it is.
 fn condition(body: &[u8]) -> Option<String> {
-    let node: Node = serde_json::from_slice(body).unwrap_or_default();
+    let node: Node = match serde_json::from_slice(body) {
+        Ok(node) => node,
+        Err(error) => return Some(format!("cannot read the Node object: {error}")),
+    };
     let ready = node.status.conditions.into_iter().find(|condition| condition.kind == "Ready");
     match ready {
         Some(Condition { status, .. }) if status == "True" => None,
@@ -150,7 +153,8 @@ mod tests {
         };
         assert_eq!(of("True", "runs"), None);
         assert_eq!(of("False", "no network").unwrap(), "the node is not Ready: no network");
-        assert!(of("Unknown", "").is_some() && condition(b"{}").is_some() && condition(b"x").is_some());
+        assert!(of("Unknown", "").is_some() && condition(b"{}").is_some());
+        assert!(condition(b"x").unwrap().starts_with("cannot read the Node object: "));
     }
 
     #[test]
