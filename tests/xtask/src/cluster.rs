@@ -4,6 +4,7 @@
 //! All of it runs in namespaces and a cgroup of its own (`world`), and its files lie in one directory
 //! (`place`). A start that fails removes what it made.
 
+mod approval;
 mod audit;
 mod berth;
 mod bootstrap;
@@ -23,6 +24,7 @@ use crate::{out, peers, setup};
 use anyhow::{Context, Result, bail};
 pub(crate) use audit::{AUDIT, Asked, Audit, AuditLog};
 use berth_harness::{
+    oci::Image,
     tools::{self, Build},
     wait::{self, PATIENCE},
 };
@@ -33,7 +35,8 @@ pub(crate) use fault_proxy::FaultProxy;
 pub(crate) use images::suite::REGISTRIES;
 pub(crate) use look::{Differences, Look};
 pub(crate) use node::JoinedNode;
-use place::{NODE, Place};
+pub(crate) use place::NODE;
+use place::Place;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -255,6 +258,14 @@ impl Cluster {
     /// A program is missing, or containerd refuses an image.
     pub(crate) fn import_suite(&self, bin: &Path, listed: &str) -> Result<()> {
         images::import(&self.world, &self.place, &images::suite::all(bin, listed)?)
+    }
+
+    /// Gives images to the node's containerd.
+    ///
+    /// # Errors
+    /// Containerd refuses an image.
+    pub(crate) fn import(&self, images: &[Image]) -> Result<()> {
+        images::import(&self.world, &self.place, images)
     }
 
     /// Copies the logs of all programs to another directory, in the place of those of an earlier run.

@@ -1,5 +1,5 @@
 //! The project's tasks: `cargo xtask setup`, `demo`, `test`, `vm`, `ebpf`, `bench`, `peers`,
-//! `cluster`, `conformance`, `outage`, `node-api`.
+//! `cluster`, `conformance`, `outage`, `node-api`, `clients`.
 //!
 //! The crate builds without protoc and without anything that `setup` installs: a fresh machine needs only
 //! Rust, Go and a linker.
@@ -8,6 +8,7 @@ mod apt;
 mod arrows;
 mod bench;
 mod cargo;
+mod clients;
 mod cluster;
 mod conformance;
 mod demo;
@@ -56,6 +57,9 @@ enum Task {
     Outage(outage::Args),
     /// Ask the node's API of the kubelet and of Berth as many identities, and compare the statuses.
     NodeApi(node_api::Args),
+    /// Bring real clients to the node's API: kubectl of today and of 1.29, metrics-server, promtool; and rotate the node's
+    /// certificates under them.
+    Clients(clients::Args),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +79,7 @@ fn main() -> ExitCode {
         Task::Conformance(args) => conformance::run(&args),
         Task::Outage(args) => outage::run(&args),
         Task::NodeApi(args) => node_api::run(&args),
+        Task::Clients(args) => clients::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Name of the node in the cluster's own namespaces.
-pub(super) const NODE: &str = "berth-node";
+pub(crate) const NODE: &str = "berth-node";
 
 /// Directory of the places of further nodes, below the cluster's.
 const NODES: &str = "nodes";

@@ -15,24 +15,6 @@ const ROTATIONS: usize = 2;
 /// The controllers, which sign certificates.
 const CONTROLLERS: &str = "kube-controller-manager";
 
-/// The node waits with its serving certificate for a person, says so, and has one once a person has approved
-/// it.
-pub(super) fn serving_certificate(cluster: &Cluster) -> Result<()> {
-    let waiting = "the request for the serving certificate waits";
-    let name = wait::some(waiting, PATIENCE, || {
-        let text = cluster.agent_status().ok()?;
-        let status: serde_json::Value = serde_json::from_str(&text).ok()?;
-        let all = status["controlPlane"]["certificates"].as_array()?.clone();
-        let serving = all.into_iter().find(|certificate| certificate["purpose"] == "serving")?;
-        serving["request"]["name"].as_str().map(str::to_owned)
-    })?;
-    cluster.kubectl(&["certificate", "approve", &name])?;
-    wait::ok("the node has its serving certificate", PATIENCE, || {
-        let path = pki(cluster).join("kubelet-server-current.pem");
-        fs::metadata(&path).with_context(|| format!("there is no {}", path.display())).map(drop)
-    })
-}
-
 /// The node bootstraps anew while its pods run, and then renews short-lived certificates: nothing is listed,
 /// no pod is touched.
 pub(super) fn client_certificates(cluster: &Cluster) -> Result<()> {
@@ -78,12 +60,8 @@ pub(super) fn client_certificates(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn pki(cluster: &Cluster) -> PathBuf {
-    cluster.file("node/kubelet/pki")
-}
-
 /// The file of the present client certificate.
 fn certificate(cluster: &Cluster) -> Result<PathBuf> {
-    let link = pki(cluster).join("kubelet-client-current.pem");
+    let link = cluster.node_pki().join("kubelet-client-current.pem");
     fs::read_link(&link).with_context(|| format!("cannot read {}", link.display()))
 }

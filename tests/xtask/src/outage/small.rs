@@ -64,7 +64,7 @@ fn steps(cluster: &Cluster, tally: &mut Tally) {
     let mut state = None;
     let certificate = "a_serving_certificate_waits_for_its_approval";
     let rotation = "certificates_rotate_and_nothing_is_listed";
-    let _all_passed = step(certificate, &mut || rotation::serving_certificate(cluster))
+    let _all_passed = step(certificate, &mut || cluster.approve_serving_certificate())
         && step("a_deployment_of_three_gets_ready", &mut || rolled_out(cluster))
         && step("its_service_answers_by_cluster_ip_and_from_outside", &mut || answers(cluster))
         && step("nothing_is_asked_where_nothing_changes", &mut || {
