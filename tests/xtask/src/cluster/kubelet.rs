@@ -34,7 +34,7 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path) -> Result<()> {
     })?;
     out::timed("start the kubelet and kube-proxy", || {
         place.write("resolv.conf", "")?;
-        for dir in ["manifests", "pod-logs"] {
+        for dir in ["static-pods", "pod-logs"] {
             fs::create_dir_all(place.dir.join(dir)).with_context(|| format!("cannot make {dir}"))?;
         }
         let config = place.write("kubelet.yaml", &kubelet_config(place))?;
@@ -82,7 +82,7 @@ cgroupDriver: cgroupfs
 cgroupRoot: /{cgroup}
 enforceNodeAllocatable: []
 containerRuntimeEndpoint: unix://{SOCKET}
-staticPodPath: "{dir}/manifests"
+staticPodPath: "{dir}/static-pods"
 podLogsDir: "{dir}/pod-logs"
 resolvConf: "{dir}/resolv.conf"
 clusterDNS: [{DNS}]
