@@ -133,7 +133,7 @@ mod tests {
             (ok("{"), ok(""), "kubelet-config"),
             (ok(""), ok("networking: 7"), "kubeadm-config"),
             (ok(""), Err("403 Forbidden".to_owned()), "kubeadm-config: 403 Forbidden"),
-            (of_object(b"[]", "kubelet"), ok(""), "kubelet-config"),
+            (of_object(b"{\"data\":7}", "kubelet"), ok(""), "kubelet-config"),
         ] {
             let (defaults, problems) = of(kubelet, kubeadm);
             assert_eq!(defaults, Defaults::default());
