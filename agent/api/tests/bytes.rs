@@ -145,7 +145,7 @@ fn messages_of_cluster_dns_have_the_same_bytes_as_ever() {
 
 #[test]
 fn messages_of_the_exec_helper_have_the_same_bytes_as_ever() {
-    use exec::{ExecOutcome, ExecProcess, ExecTarget, Reply, Request, Rlimit};
+    use exec::{ExecOutcome, ExecProcess, ExecTarget, Reply, Request, Rlimit, SessionStreams};
     let target = ExecTarget {
         command: vec!["true".into()],
         pid: 5,
@@ -180,8 +180,17 @@ fn messages_of_the_exec_helper_have_the_same_bytes_as_ever() {
     let requests = [
         (Request::Clean { roots: vec!["/r".into()] }, r#"{"Clean":{"roots":["/r"]}}"#.to_owned()),
         (
-            Request::Exec { id: 1, timeout_ms: 2, target: Box::new(target) },
+            Request::Exec { id: 1, timeout_ms: 2, target: Box::new(target.clone()) },
             format!(r#"{{"Exec":{{"id":1,"timeout_ms":2,"target":{target_text}}}}}"#),
+        ),
+        (
+            Request::Session {
+                id: 1,
+                start_ms: 2,
+                streams: SessionStreams::Terminal,
+                target: Box::new(target),
+            },
+            format!(r#"{{"Session":{{"id":1,"start_ms":2,"streams":"Terminal","target":{target_text}}}}}"#),
         ),
         (Request::Cancel { id: 1 }, r#"{"Cancel":{"id":1}}"#.to_owned()),
     ];
@@ -198,9 +207,12 @@ fn messages_of_the_exec_helper_have_the_same_bytes_as_ever() {
         (ExecOutcome::NotRun("w".into()), r#"{"NotRun":"w"}"#),
         (ExecOutcome::Unsupported("w".into()), r#"{"Unsupported":"w"}"#),
     ] {
-        let json = format!(r#"{{"id":1,"outcome":{json}}}"#);
-        assert_eq!(exec::encode(&Reply { id: 1, outcome: outcome.clone() }).unwrap(), framed(&json));
+        let json = format!(r#"{{"Ended":{{"id":1,"outcome":{json}}}}}"#);
+        let reply = Reply::Ended { id: 1, outcome };
+        assert_eq!(exec::encode(&reply).unwrap(), framed(&json));
         let taken: Reply = exec::take(&mut framed(&json)).unwrap().unwrap();
-        assert_eq!((taken.id, taken.outcome), (1, outcome));
+        assert_eq!(exec::encode(&taken).unwrap(), framed(&json));
     }
+    let json = r#"{"Started":{"id":1,"pid":2}}"#;
+    assert_eq!(exec::encode(&Reply::Started { id: 1, pid: 2 }).unwrap(), framed(json));
 }
