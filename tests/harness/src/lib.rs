@@ -17,6 +17,7 @@ pub mod node;
 pub mod oci;
 pub mod process;
 pub mod programs;
+pub mod registry;
 pub mod rng;
 pub mod socket;
 pub mod stats;

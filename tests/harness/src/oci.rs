@@ -128,6 +128,21 @@ pub fn write_archive(path: &Path, images: &[Image]) -> Result<()> {
     fs::write(path, tar(&entries)?).with_context(|| format!("write {}", path.display()))
 }
 
+/// The digest of bytes, as images name content.
+pub fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex(bytes))
+}
+
+/// The configuration of an image with these layers.
+pub fn config_document(image: &Image, diff_ids: &[String]) -> Value {
+    json!({
+        "os": "linux",
+        "architecture": architecture(),
+        "config": image.config,
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    })
+}
+
 fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -175,17 +190,12 @@ fn add_image<'a>(
     for entries in &image.layers {
         let layer = add_layer(blobs, known, entries)?;
         // Not compressed, so that the layer's digest equals the diff ID.
-        diff_ids.push(layer["digest"].clone());
+        diff_ids.push(layer["digest"].as_str().unwrap_or_default().to_owned());
         layers.push(layer);
     }
     let platform = json!({"os": "linux", "architecture": architecture()});
-    let config = json!({
-        "os": "linux",
-        "architecture": architecture(),
-        "config": image.config,
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-    });
-    let config = add(blobs, "application/vnd.oci.image.config.v1+json", serde_json::to_vec(&config)?);
+    let config = serde_json::to_vec(&config_document(image, &diff_ids))?;
+    let config = add(blobs, "application/vnd.oci.image.config.v1+json", config);
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
