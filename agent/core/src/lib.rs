@@ -4,7 +4,7 @@
 //! ([`model`]), the objects that a pod names ([`mod@refs`], [`value`]), Kubernetes quantities ([`quantity`]), clocks as plain
 //! data ([`time`]), statuses and events ([`status`], [`event`]), the admission of pods ([`admit`]), the unsupported parts of a pod
 //! ([`unsupported`]), resizes in place ([`resize`]), the kernel's values for requests and limits ([`resources`]),
-//! the ranges of the node's ports ([`ports`]), what a process counts about itself ([`metrics`]), sets of objects
+//! pulls of images and the credentials for them ([`image`]), the ranges of the node's ports ([`ports`]), what a process counts about itself ([`metrics`]), sets of objects
 //! and their changes ([`shared`]), and the two state machines: [`plan`] for a pod and [`probe`] for one probe.
 //! Beside these: printing of errors ([`error`]), elements of certificates ([`der`]) and locking of mutexes
 //! ([`sync`]).
@@ -18,6 +18,7 @@ pub mod der;
 pub mod error;
 pub mod event;
 pub mod ids;
+pub mod image;
 pub mod metrics;
 pub mod model;
 pub mod plan;
