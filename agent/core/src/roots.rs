@@ -31,6 +31,9 @@ pub struct Roots {
     pub containerd_runtime: String,
     /// containerd's snapshotter. Default `overlayfs`.
     pub snapshotter: String,
+    /// Directory of the registries' `hosts.toml`: mirrors, certificates, plain HTTP. Default `/etc/containerd/certs.d`.
+    #[serde(default = "registry_hosts")]
+    pub registry_hosts: PathBuf,
     /// The directory where cgroup hierarchies are mounted. Default `/sys/fs/cgroup`.
     pub cgroup_mount: PathBuf,
     /// The parent cgroup of all pods, relative to each hierarchy's root. Default `kubepods`; tests use
@@ -58,6 +61,11 @@ pub struct Roots {
     pub seccomp: PathBuf,
 }
 
+/// The default, also of roots that an older agent stored.
+fn registry_hosts() -> PathBuf {
+    "/etc/containerd/certs.d".into()
+}
+
 impl Roots {
     /// The roots of a normal Kubernetes node.
     pub fn defaults(node_name: NodeName) -> Roots {
@@ -72,6 +80,7 @@ impl Roots {
             containerd_namespace: "k8s.io".into(),
             containerd_runtime: "io.containerd.runc.v2".into(),
             snapshotter: "overlayfs".into(),
+            registry_hosts: registry_hosts(),
             cgroup_mount: "/sys/fs/cgroup".into(),
             cgroup_root: "kubepods".into(),
             cgroup_helpers: "berth".into(),
@@ -97,6 +106,7 @@ impl Roots {
             lasting_state: dir.join("lib"),
             containerd_socket: dir.join("containerd/containerd.sock"),
             containerd_namespace: "berth".into(),
+            registry_hosts: dir.join("containerd/certs.d"),
             cgroup_root: PathBuf::from(cgroup).join("kubepods"),
             cgroup_helpers: PathBuf::from(cgroup).join("helpers"),
             cgroup_hooks: cgroup.into(),

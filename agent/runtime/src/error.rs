@@ -12,6 +12,11 @@ impl Answer {
     pub fn message(&self) -> &str {
         self.0.message()
     }
+
+    /// Whether the call broke below gRPC, or a daemon that ends has cancelled it.
+    fn is_lost(&self) -> bool {
+        std::error::Error::source(&*self.0).is_some() || self.0.code() == tonic::Code::Cancelled
+    }
 }
 
 impl From<tonic::Status> for Answer {
@@ -93,6 +98,14 @@ pub enum Error {
         /// The subject of the operation.
         subject: String,
         /// The deadline.
+        after: Duration,
+    },
+    /// A pull made no progress.
+    #[error("no progress of the pull of image {image} within {after:?}")]
+    Stalled {
+        /// The image.
+        image: String,
+        /// The longest time without progress.
         after: Duration,
     },
     /// The answer lacks a part that the protocol promises.
@@ -228,7 +241,7 @@ impl Error {
         match self {
             Error::Call { kind, .. } => *kind,
             Error::Connect { .. } => Kind::Unavailable,
-            Error::Deadline { .. } => Kind::Deadline,
+            Error::Deadline { .. } | Error::Stalled { .. } => Kind::Deadline,
             Error::Answer { .. }
             | Error::Decode { .. }
             | Error::Identity { .. }
@@ -250,6 +263,23 @@ impl Error {
     /// right.
     pub fn is_unknown(&self) -> bool {
         matches!(self.kind(), Kind::Unavailable | Kind::Deadline)
+    }
+
+    /// Whether the connection to containerd, or containerd itself, was lost in the call.
+    pub(crate) fn is_lost(&self) -> bool {
+        match self {
+            Error::Connect { .. } => true,
+            Error::Call { source, .. } => source.is_lost(),
+            _ => false,
+        }
+    }
+
+    /// The cause alone, without the operation: containerd's own words where there are any.
+    pub fn cause(&self) -> String {
+        match self {
+            Error::Call { source, .. } => source.message().to_owned(),
+            other => berth_core::error::Chain(other).to_string(),
+        }
     }
 
     pub(crate) fn file(operation: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Error {

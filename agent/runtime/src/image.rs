@@ -13,7 +13,7 @@ use crate::{
 };
 use berth_core::{sync::lock, time::Wall};
 use containerd_client::{
-    services::v1::{GetImageRequest, ListImagesRequest, ReadContentRequest},
+    services::v1::{GetImageRequest, Image as Record, ListImagesRequest, ReadContentRequest},
     types::Descriptor,
 };
 use serde::Deserialize;
@@ -23,9 +23,12 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+mod manage;
 #[cfg(test)]
 mod mutations;
 mod unpack;
+
+pub use manage::ImageDetails;
 
 /// The largest manifest or configuration that is read, in bytes.
 const MAX_BLOB: u64 = 4 << 20;
@@ -240,21 +243,29 @@ impl Runtime {
             return Ok(by_id);
         }
         for name in reference::candidates(reference) {
-            let client = self.client();
-            let found = absent(
-                call(
-                    "look up image",
-                    &name,
-                    RECORD,
-                    client.images().get(client.request(GetImageRequest { name: name.clone() }, RECORD)),
-                )
-                .await,
-            )?;
-            let Some(target) = found.and_then(|r| r.image).and_then(|i| i.target) else { continue };
+            let Some(target) = self.image_record(&name).await?.and_then(|i| i.target) else { continue };
             let Some(content) = absent(self.image_content(&name, &target).await)? else { continue };
             return self.found(name, target, &content).await.map(Some);
         }
         Ok(None)
+    }
+
+    /// containerd's record of the image with exactly this name.
+    pub(crate) async fn image_record(&self, name: &str) -> Result<Option<Record>, Error> {
+        let client = self.client();
+        let request = GetImageRequest { name: name.to_owned() };
+        let mut service = client.images();
+        let get = service.get(client.request(request, RECORD));
+        Ok(absent(call("look up image", name, RECORD, get).await)?.and_then(|r| r.image))
+    }
+
+    /// The image with exactly this name, and its size in bytes.
+    pub(crate) async fn sized_image(&self, name: &str) -> Result<Option<(Image, u64)>, Error> {
+        let target = self.image_record(name).await?.and_then(|record| record.target);
+        let Some(target) = target else { return Ok(None) };
+        let content = self.image_content(name, &target).await?;
+        let size = content.size;
+        Ok(Some((self.found(name.to_owned(), target, &content).await?, size)))
     }
 
     /// The image with this configuration digest; `None` where the reference is no such digest. Image contents
@@ -336,17 +347,8 @@ impl Runtime {
         if name == canonical {
             return Ok(Some(canonical));
         }
-        let client = self.client();
-        let request = GetImageRequest { name: canonical.clone() };
-        let found = absent(
-            call("look up image", &canonical, RECORD, client.images().get(client.request(request, RECORD)))
-                .await,
-        )?;
-        Ok(found
-            .and_then(|r| r.image)
-            .and_then(|i| i.target)
-            .filter(|t| t.digest == digest)
-            .map(|_| canonical))
+        let found = self.image_record(&canonical).await?;
+        Ok(found.and_then(|i| i.target).filter(|t| t.digest == digest).map(|_| canonical))
     }
 
     /// Manifest and configuration of the image behind `target`; the error is not-found where a blob is

@@ -11,15 +11,16 @@
 
 use crate::{
     Runtime,
-    client::{Client, QUERY, UNPACK, call, from_status},
+    client::{UNPACK, call, from_status},
     error::Error,
     image::architecture,
+    lease::expiry,
+    stream::{Stream, open, unique},
     wire,
 };
 use berth_core::error::Chain;
-use berth_sys::clock;
 use containerd_client::{
-    services::v1::{StreamInit, TransferOptions, TransferRequest},
+    services::v1::{TransferOptions, TransferRequest},
     to_any,
     types::{
         Platform,
@@ -28,63 +29,19 @@ use containerd_client::{
         },
     },
 };
-use jiff::Timestamp;
 use prost::Message;
 use prost_types::Any;
-use std::{
-    path::Path,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
-use tokio::{fs::File, io::AsyncReadExt, sync::mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use std::{path::Path, time::Duration};
+use tokio::{fs::File, io::AsyncReadExt};
 
 /// Maximum size of one message of the data stream.
 const CHUNK: usize = 32 << 10;
 /// Longest wait for the last progress messages after the transfer is done.
 const TAIL: Duration = Duration::from_secs(2);
-/// containerd's label for the time at which a lease ends by itself (containerd, docs/garbage-collection.md).
-const LABEL_EXPIRES: &str = "containerd.io/gc.expire";
 /// Longest life of an import's lease: the deadline of the transfer and as much again.
 const LEASE: Duration = UNPACK.saturating_mul(2);
 /// The repository of images whose archive gives only a tag.
 const UNNAMED: &str = "docker.io/library/import";
-
-/// One bidirectional stream of the streaming service.
-struct Stream {
-    id: String,
-    send: mpsc::Sender<Any>,
-    receive: Streaming<Any>,
-}
-
-/// A stream id that no other stream of this boot has.
-fn unique(what: &str) -> String {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-    format!("berth-{what}-{}-{:x}-{n}", std::process::id(), clock::wall().0)
-}
-
-async fn open(client: &Client, what: &str, lease: &str) -> Result<Stream, Error> {
-    let id = unique(what);
-    let (send, requests) = mpsc::channel(4);
-    let init = to_any(&StreamInit { id: id.clone() });
-    // The new channel has free capacity, so the send neither fails nor waits.
-    if send.send(init).await.is_err() {
-        return Err(Error::Answer { operation: "open stream", subject: id, missing: "a sending side" });
-    }
-    let mut streaming = client.streaming();
-    let stream = streaming.stream(client.with_lease(client.endless(ReceiverStream::new(requests)), lease));
-    let mut receive = call("open stream", &id, QUERY, stream).await?;
-    // The first message acknowledges that the daemon registered the id.
-    let ack = tokio::time::timeout(QUERY, receive.message()).await.map_err(|_elapsed| Error::Deadline {
-        operation: "open stream",
-        subject: id.clone(),
-        after: QUERY,
-    })?;
-    ack.map_err(|status| from_status("open stream", &id, QUERY, status))?;
-    Ok(Stream { id, send, receive })
-}
 
 /// Sends the file within the daemon's window, and waits until the daemon has closed its side. Closing the
 /// receiving side earlier would cancel the stream and lose data in transit.
@@ -143,8 +100,7 @@ impl Runtime {
         let file = File::open(archive).await.map_err(Error::file("open", archive))?;
         let lease = unique("import");
         // The lease ends by itself where this agent is killed in the import.
-        let expires = (Timestamp::now() + LEASE).to_string();
-        self.create_lease(&lease, (LABEL_EXPIRES, &expires)).await?;
+        self.create_lease(&lease, &[expiry(LEASE)]).await?;
         let imported = self.import_under(&lease, archive, file).await;
         if let Err(error) = self.delete_lease(&lease).await {
             // The lease ends by itself; until then it holds what the import stored.
@@ -237,10 +193,5 @@ mod tests {
         assert_eq!(saved(&to_any(&message("saved"))), Some("a".into()));
         assert_eq!(saved(&to_any(&message("waiting"))), None);
         assert_eq!(saved(&Any { type_url: String::new(), value: vec![0xff; 3] }), None);
-    }
-
-    #[test]
-    fn stream_ids_never_repeat() {
-        assert_ne!(unique("x"), unique("x"));
     }
 }

@@ -9,14 +9,24 @@ use crate::{
 };
 use berth_core::{ids::PodUid, sync::lock};
 use containerd_client::services::v1::{CreateRequest, DeleteRequest, ListRequest};
+use jiff::Timestamp;
 use std::{
     collections::{HashMap, HashSet},
     sync::Mutex,
+    time::Duration,
 };
 
 /// Cache of the pods whose lease exists, so that only a pod's first container makes the call.
 #[derive(Debug, Default)]
 pub(crate) struct Held(Mutex<HashSet<PodUid>>);
+
+/// containerd's label for the time at which a lease ends by itself (containerd, docs/garbage-collection.md).
+const LABEL_EXPIRES: &str = "containerd.io/gc.expire";
+
+/// The label by which a lease ends by itself after this time.
+pub(crate) fn expiry(after: Duration) -> (&'static str, String) {
+    (LABEL_EXPIRES, (Timestamp::now() + after).to_string())
+}
 
 /// Name of a pod's lease.
 pub(crate) fn name(pod: &PodUid) -> String {
@@ -29,15 +39,21 @@ impl Runtime {
         if lock(&self.leases().0).contains(pod) {
             return Ok(());
         }
-        present(self.create_lease(&name(pod), (LABEL_POD_UID, pod.as_str())).await)?;
+        let label = (LABEL_POD_UID, pod.to_string());
+        present(self.create_lease(&name(pod), &[label]).await)?;
         lock(&self.leases().0).insert(pod.clone());
         Ok(())
     }
 
-    /// Creates a lease with one label. The error is already-exists where there is one of this name.
-    pub(crate) async fn create_lease(&self, lease: &str, label: (&str, &str)) -> Result<(), Error> {
+    /// Creates a lease with labels. The error is already-exists where there is one of this name.
+    pub(crate) async fn create_lease(
+        &self,
+        lease: &str,
+        labels: &[(&'static str, String)],
+    ) -> Result<(), Error> {
         let client = self.client();
-        let labels = HashMap::from([(label.0.to_owned(), label.1.to_owned())]);
+        let labels: HashMap<String, String> =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
         let request = CreateRequest { id: lease.to_owned(), labels };
         let mut service = client.leases();
         call("make lease", lease, RECORD, service.create(client.request(request, RECORD))).await?;
@@ -53,8 +69,13 @@ impl Runtime {
 
     /// Deletes a lease. Succeeds where there is no lease of this name.
     pub(crate) async fn delete_lease(&self, lease: &str) -> Result<(), Error> {
+        self.end_lease(lease, false).await
+    }
+
+    /// Deletes a lease; with `sync`, what it alone held is gone afterwards.
+    pub(crate) async fn end_lease(&self, lease: &str, sync: bool) -> Result<(), Error> {
         let client = self.client();
-        let request = DeleteRequest { id: lease.to_owned(), sync: false };
+        let request = DeleteRequest { id: lease.to_owned(), sync };
         let mut service = client.leases();
         absent(call("release lease", lease, RECORD, service.delete(client.request(request, RECORD))).await)?;
         Ok(())

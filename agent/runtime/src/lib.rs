@@ -26,12 +26,14 @@ mod layers;
 mod lease;
 mod process;
 mod process_io;
+mod pull;
 mod record;
 pub mod reference;
 mod shims;
 pub mod spec;
 mod start;
 mod stop;
+mod stream;
 mod tree;
 mod wire;
 
@@ -39,9 +41,10 @@ pub use error::{Answer, Error, Kind};
 pub use events::RuntimeEvent;
 pub use exec::{ExecHandle, ExecOutput, ExecRequest};
 pub use found::{FoundContainer, FoundState};
-pub use image::{Image, ImageSummary};
+pub use image::{Image, ImageDetails, ImageSummary};
 pub use image_files::ImageView;
 pub use layers::{LayerUse, LayersUse};
+pub use pull::{Pulled, STALE as STALE_PULL};
 pub use record::ExitRecord;
 pub use spec::ImageConfig;
 pub use start::{START_ERROR_EXIT_CODE, Stage, StartError, StartFailure, StartRequest, Started, Stdio};
@@ -91,6 +94,8 @@ pub struct RuntimeConfig {
     pub runc_binary: Option<PathBuf>,
     /// State directory of the OCI runtime; `None` uses the shim's default, `/run/containerd/runc`.
     pub runc_root: Option<PathBuf>,
+    /// The longest time that a pull of an image may go without progress.
+    pub pull_patience: Duration,
 }
 
 impl RuntimeConfig {
@@ -104,6 +109,7 @@ impl RuntimeConfig {
             boot,
             runc_binary: None,
             runc_root: None,
+            pull_patience: pull::PATIENCE,
         }
     }
 }

@@ -19,6 +19,10 @@ impl Runtime {
     /// Unpacks the image's layers that are not yet unpacked for the node's snapshotter: an image imported by
     /// another tool may lack them. `lease` holds the new snapshots.
     pub(crate) async fn unpack(&self, image: &Image, lease: &str) -> Result<(), Error> {
+        if !image.chain_id.is_empty() && self.has_snapshot(&image.chain_id).await? {
+            // A snapshot has all those below it.
+            return Ok(());
+        }
         let target = Descriptor { digest: image.target_digest.clone(), ..Descriptor::default() };
         let content = self.image_content(&image.name, &target).await?;
         let mut parent = String::new();
