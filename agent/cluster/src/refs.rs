@@ -1,4 +1,4 @@
-//! The ConfigMaps and Secrets that pods use, followed one by one.
+//! The ConfigMaps and Secrets that pods use, also for pulling images, followed one by one.
 //!
 //! The API server lets a node read an object only if a pod of the node names it, and only by its name: each object has
 //! a reflector of its own. The reflector starts with the first pod that uses the object and ends [`IDLE`] after the
@@ -153,9 +153,9 @@ fn forget_refusal((kind, namespace, name): &ObjectName, objects: &mut Arc<Object
     }
 }
 
-/// The objects that the files and variables of a pod are made of.
+/// The objects that the files and variables of a pod are made of, and those with credentials for its images.
 fn names(desired: &DesiredPod) -> BTreeSet<ObjectName> {
-    let data = refs(&desired.pod).into_iter().filter(|r| r.used_for.is_content());
+    let data = refs(&desired.pod).into_iter().filter(|r| r.used_for.is_data());
     data.map(|r| (r.kind, r.namespace, r.name)).collect()
 }
 
@@ -187,7 +187,7 @@ mod tests {
         for text in ["followed", "kept"] {
             let (namespace, name) = (namespace.clone(), text.to_owned());
             let (data, binary_data) = (BTreeMap::new(), BTreeMap::new());
-            objects.put_config_map(KeyedData { namespace, name, data, binary_data });
+            objects.put_config_map(KeyedData { namespace, name, kind: None, data, binary_data });
         }
         objects.put_absent(ObjectKind::ConfigMap, namespace.clone(), "absent".to_owned());
         let mut objects = Arc::new(objects);

@@ -43,9 +43,9 @@ pub enum RefUse {
 }
 
 impl RefUse {
-    /// Whether files or variables of a container are made of the object's keys.
-    pub fn is_content(&self) -> bool {
-        matches!(self, RefUse::Volume | RefUse::Env)
+    /// Whether the object's keys are used: in files, in variables or for pulling images.
+    pub fn is_data(&self) -> bool {
+        matches!(self, RefUse::Volume | RefUse::Env | RefUse::Pull)
     }
 
     /// Whether files of a volume are made of the object.

@@ -63,6 +63,9 @@ impl NodeExecutor {
         if let Err(failure) = self.release_stale_leases(&known).await {
             tracing::warn!(why = failure.message, "cannot release stale leases");
         }
+        if let Ok(runtime) = self.runtime() {
+            self.pulls.sweep(runtime);
+        }
         if let Err(failure) = self.finish_stale_output().await {
             tracing::warn!(why = failure.message, "cannot finish the output of unknown containers");
         }

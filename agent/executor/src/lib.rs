@@ -16,6 +16,8 @@ mod node_executor;
 mod observe;
 mod pod_locks;
 mod probe;
+mod pull_credentials;
+mod pulls;
 mod sandbox;
 mod service_lister;
 mod slots;
@@ -28,4 +30,5 @@ mod testing;
 
 pub use events::pump;
 pub use node_executor::{NodeConfig, NodeExecutor, recursive_read_only};
+pub use pulls::{PullByHand, PullState, PulledImage};
 pub use service_lister::ServiceLister;

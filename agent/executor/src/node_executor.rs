@@ -12,6 +12,7 @@ use crate::{
     image_users::ImageUsers,
     metrics,
     pod_locks::{Area, PodLocks},
+    pulls::Pulls,
     slots::{Slot, Slots},
 };
 use berth_core::{
@@ -83,6 +84,7 @@ pub struct NodeExecutor {
     pub(crate) specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
     pub(crate) users: ImageUsers,
     pub(crate) images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
+    pub(crate) pulls: Pulls,
     pub(crate) starts: Slots,
     pub(crate) sandboxes: Slots,
     pub(crate) removals: Slots,
@@ -118,6 +120,8 @@ fn timeout_of(action: &Action) -> Duration {
         Action::MakeSandbox(_) | Action::TeardownSandbox(_) => 90,
         Action::MountVolumes | Action::UnmountVolumes => 120,
         Action::Start { .. } => 120,
+        // A pull ends by itself where it makes no progress.
+        Action::EnsureImage(_) => 24 * 3600,
         Action::PostStart { .. } | Action::PreStop { .. } => 24 * 3600,
         _ => 60,
     })
@@ -148,6 +152,7 @@ impl NodeExecutor {
             specs: Mutex::default(),
             users: ImageUsers::default(),
             images: Mutex::default(),
+            pulls: Pulls::default(),
             starts: Slots::of_each_processor(STARTS_PER_CPU),
             sandboxes: Slots::of_each_processor(SANDBOXES_PER_CPU),
             removals: Slots::of_each_processor(REMOVALS_PER_CPU),
@@ -190,7 +195,7 @@ impl NodeExecutor {
             Action::MountVolumes => self.mount_volumes(context).await,
             Action::MakeSandbox(sandbox_attempt) => self.make_sandbox(context, sandbox_attempt).await,
             Action::EnsurePause(sandbox_attempt) => self.ensure_pause(context, sandbox_attempt).await,
-            Action::EnsureImage(container) => self.ensure_image(&context.pod, &container).await,
+            Action::EnsureImage(container) => self.ensure_image(&context, &container).await,
             Action::Start { container, attempt, sandbox_attempt, id } => {
                 self.start(context, container, attempt, sandbox_attempt, id).await
             }

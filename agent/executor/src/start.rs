@@ -27,6 +27,12 @@ fn config_error(message: impl Into<String>) -> Failure {
     Failure::new("CreateContainerConfigError", message)
 }
 
+/// The image is found before each start, so one that is missing now was removed in between. The next try finds or pulls
+/// it again.
+fn image_gone(spec: &Container) -> Failure {
+    Failure::new("ImageInspectError", format!("image {:?} is not on this node any more", spec.image))
+}
+
 fn no_such_container() -> Failure {
     config_error("the pod has no such container")
 }
@@ -116,7 +122,7 @@ impl NodeExecutor {
         steps.lap("slot");
         let pod = Arc::clone(&context.pod);
         let spec = pod.container(&container).ok_or_else(no_such_container)?;
-        let image = self.fresh_image(spec).await?;
+        let image = self.fresh_image(spec).await?.ok_or_else(|| image_gone(spec))?;
         let runtime = self.runtime()?;
         steps.lap("image");
 
@@ -176,6 +182,7 @@ impl NodeExecutor {
             outcome: Ok(()),
             changes: vec![run.change(state, true, Some(process))],
             steps: steps.into_parts().into_iter().chain(started.timings).collect(),
+            facts: Vec::new(),
             events: prepared.events,
         })
     }

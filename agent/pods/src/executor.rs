@@ -5,7 +5,7 @@ use berth_core::{
     event::Event,
     ids::{ContainerId, ContainerName, PodUid},
     model::{Objects, Pod, Probe},
-    plan::{Action, Exit, Failure, Observed, ObservedContainer, ObservedSandbox, RunState},
+    plan::{Action, Exit, Fact, Failure, Observed, ObservedContainer, ObservedSandbox, RunState},
     probe::ProbeResult,
     time::{Boottime, Now},
 };
@@ -110,6 +110,8 @@ pub struct ActionResult {
     pub changes: Vec<ObservedChange>,
     /// The action's parts and the time that each took, for performance analysis.
     pub steps: Vec<(&'static str, std::time::Duration)>,
+    /// What the action learned beside its end; taken before its end.
+    pub facts: Vec<Fact>,
     /// Events of an action that succeeded with a defect. A worker publishes each distinct event once in its
     /// life.
     pub events: Vec<Event>,
@@ -124,7 +126,7 @@ impl Default for ActionResult {
 impl ActionResult {
     /// The result of an action that succeeded with these changes.
     pub fn done(changes: Vec<ObservedChange>) -> ActionResult {
-        ActionResult { outcome: Ok(()), changes, steps: Vec::new(), events: Vec::new() }
+        ActionResult { outcome: Ok(()), changes, steps: Vec::new(), facts: Vec::new(), events: Vec::new() }
     }
 
     /// The result of an action that failed without a known change.

@@ -18,7 +18,7 @@ impl Content {
     fn of(pod: &Pod) -> BTreeSet<Content> {
         let contents = refs(pod).into_iter().filter_map(|r| match TokenRef::of(pod, &r) {
             Some(token) => Some(Content::Token(token)),
-            None => r.used_for.is_content().then_some(Content::Object(r.kind, r.namespace, r.name)),
+            None => r.used_for.is_data().then_some(Content::Object(r.kind, r.namespace, r.name)),
         });
         contents.collect()
     }

@@ -316,6 +316,9 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                 self.event(e);
             }
         }
+        for fact in performed.facts {
+            self.learn(fact, now);
+        }
         self.note(&flight, took, performed.steps, &performed.outcome);
         metrics::count_action(self.pod(), &flight.action, &performed.outcome);
         if performed.outcome.is_err() && self.cache.failed(&flight.action, now.boottime) {
@@ -377,6 +380,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                 Arc::make_mut(&mut self.memory).shutdown.get_or_insert(Ending { since: now.boottime, grace });
             }
             WorkerMessage::Oom(id) => self.cache.oom(id),
+            WorkerMessage::Learned(fact) => self.learn(fact, now),
             WorkerMessage::PauseDied => self.cache.pause_died(now.boottime),
             WorkerMessage::RuntimeLost => {
                 self.cache.runtime_lost(now.boottime);

@@ -14,7 +14,13 @@ fn key(name: &str) -> PodKey {
 
 fn object(name: &str) -> KeyedData {
     let data = [("K".to_owned(), b"v".to_vec())].into();
-    KeyedData { namespace: "default".parse().unwrap(), name: name.into(), data, binary_data: BTreeMap::new() }
+    KeyedData {
+        namespace: "default".parse().unwrap(),
+        name: name.into(),
+        kind: None,
+        data,
+        binary_data: BTreeMap::new(),
+    }
 }
 
 fn service(namespace: &str, name: &str) -> Arc<DesiredService> {

@@ -130,6 +130,7 @@ mod tests {
         let data = KeyedData {
             namespace: "default".parse().unwrap(),
             name: "m".into(),
+            kind: None,
             data: BTreeMap::new(),
             binary_data: BTreeMap::new(),
         };

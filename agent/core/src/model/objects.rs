@@ -42,6 +42,9 @@ pub struct KeyedData {
     pub namespace: Namespace,
     /// `metadata.name`.
     pub name: String,
+    /// `type` of a Secret, for those that pulls of images need.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// `data` (ConfigMap), `data` and `stringData` (Secret), decoded.
     pub data: BTreeMap<String, Vec<u8>>,
     /// `binaryData` of a ConfigMap, decoded. Volumes show these keys as files; environments never contain
@@ -228,14 +231,12 @@ impl Objects {
         part
     }
 
-    /// The pod's references to unknown objects and tokens, of those that its files and variables are made of. Secrets
-    /// for pulling are not among them.
+    /// The pod's references to unknown objects and tokens.
     pub fn unknown_of(&self, pod: &Pod) -> BTreeMap<Ref, Why> {
         let unknown = refs(pod).into_iter().filter_map(|r| {
-            let why = match (TokenRef::of(pod, &r), r.used_for.is_content()) {
-                (Some(token), _) => self.token(&token).why(),
-                (None, true) => self.get(r.kind, &r.namespace, &r.name).why(),
-                (None, false) => None,
+            let why = match TokenRef::of(pod, &r) {
+                Some(token) => self.token(&token).why(),
+                None => self.get(r.kind, &r.namespace, &r.name).why(),
             };
             Some((r, why?))
         });
@@ -253,7 +254,13 @@ mod tests {
 
     fn object(name: &str) -> KeyedData {
         let namespace = "default".parse().unwrap();
-        KeyedData { namespace, name: name.into(), data: BTreeMap::new(), binary_data: BTreeMap::new() }
+        KeyedData {
+            namespace,
+            name: name.into(),
+            kind: None,
+            data: BTreeMap::new(),
+            binary_data: BTreeMap::new(),
+        }
     }
 
     #[test]

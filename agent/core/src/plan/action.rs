@@ -50,7 +50,7 @@ pub enum Action {
     /// Start pause in a sandbox whose namespaces exist. The containers need not wait for it.
     #[serde(rename = "RestartPause")]
     EnsurePause(SandboxAttempt),
-    /// Check that the container's image is in containerd's store.
+    /// Find the container's image in containerd's store, or pull it, as its policy wants.
     EnsureImage(ContainerName),
     /// Create the container and start its process. A second try continues where an earlier one stopped.
     Start {

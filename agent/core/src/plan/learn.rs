@@ -8,9 +8,11 @@ use super::{
 use crate::{
     event::Event,
     ids::{ContainerId, ContainerName},
+    image::go_duration,
     model::{Container, Pod, ProbeKind, RestartPolicy},
     time::Now,
 };
+use std::time::Duration;
 
 /// An event that the memory has to record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +48,21 @@ pub enum Fact {
     InputsChanged,
     /// An action in flight was dropped without an end, for example by a panic of its task.
     Dropped(Action),
+    /// The pull of a container's image has begun, or waits for its turn.
+    Pulling(ContainerName),
+    /// Secrets that a pull needs and that are not there.
+    PullSecretsMissing(Vec<String>),
+    /// A container's image was pulled.
+    Pulled {
+        /// The container.
+        container: ContainerName,
+        /// How long the pull itself took.
+        took: Duration,
+        /// How long it took with the wait for its turn.
+        waited: Duration,
+        /// Bytes of the image.
+        size: u64,
+    },
 }
 
 /// Takes a fact into the memory, and returns the events that follow.
@@ -69,7 +86,7 @@ pub fn learn(pod: &Pod, memory: &mut Memory, fact: Fact, now: Now) -> Vec<Event>
                 if let Some((_, run)) = run_of(memory, pod, id) {
                     run.started_at.get_or_insert(now.boottime);
                 }
-                events.push(pulled(pod, container));
+                events.extend(present(pod, memory, container));
                 events.push(Event::normal("Created", "Container created").of(container));
                 events.push(Event::warning("Failed", format!("Error: {message}")).of(container));
             }
@@ -86,8 +103,33 @@ pub fn learn(pod: &Pod, memory: &mut Memory, fact: Fact, now: Now) -> Vec<Event>
         Fact::Dropped(action) => {
             memory.in_flight.remove(&action);
         }
+        Fact::Pulling(container) => {
+            let text = format!("Pulling image {:?}", image_of(pod, &container));
+            events.push(Event::normal("Pulling", text).of(&container));
+        }
+        Fact::PullSecretsMissing(names) => {
+            let names = names.join(", ");
+            let text = format!(
+                "Unable to retrieve some image pull secrets ({names}); attempting to pull the image may not succeed."
+            );
+            events.push(Event::warning("FailedToRetrieveImagePullSecret", text));
+        }
+        Fact::Pulled { container, took, waited, size } => {
+            memory.containers.entry(container.clone()).or_default().image_pulled = true;
+            let text = format!(
+                "Successfully pulled image {:?} in {} ({} including waiting). Image size: {size} bytes.",
+                image_of(pod, &container),
+                go_duration(took),
+                go_duration(waited),
+            );
+            events.push(Event::normal("Pulled", text).of(&container));
+        }
     }
     events
+}
+
+fn image_of<'p>(pod: &'p Pod, container: &ContainerName) -> &'p str {
+    pod.container(container).map(|c| c.image.as_str()).unwrap_or_default()
 }
 
 fn run_of<'m>(
@@ -101,13 +143,16 @@ fn run_of<'m>(
     })
 }
 
-/// The event that the container's image is present, emitted with the start. Berth checks the image while
-/// volumes and sandbox are made; the kubelet checks only after they are.
-fn pulled(pod: &Pod, container: &ContainerName) -> Event {
-    let image = pod.container(container).map(|c| c.image.as_str()).unwrap_or_default();
+/// The event that the container's image is present, emitted with the start, unless the image was pulled for it. Berth
+/// checks the image while volumes and sandbox are made; the kubelet checks only after they are.
+fn present(pod: &Pod, memory: &Memory, container: &ContainerName) -> Option<Event> {
+    if memory.containers.get(container).is_some_and(|m| m.image_pulled) {
+        return None;
+    }
+    let image = image_of(pod, container);
     let message =
         format!("Container image {image:?} already present on machine and can be accessed by the pod");
-    Event::normal("Pulled", message).of(container)
+    Some(Event::normal("Pulled", message).of(container))
 }
 
 fn succeeded(pod: &Pod, memory: &mut Memory, action: &Action, now: Now, events: &mut Vec<Event>) {
@@ -119,7 +164,7 @@ fn succeeded(pod: &Pod, memory: &mut Memory, action: &Action, now: Now, events: 
             if let Some((_, run)) = run_of(memory, pod, id) {
                 run.started_at.get_or_insert(now.boottime);
             }
-            events.push(pulled(pod, container));
+            events.extend(present(pod, memory, container));
             events.push(Event::normal("Created", "Container created").of(container));
             events.push(Event::normal("Started", "Container started").of(container));
         }
@@ -195,12 +240,18 @@ fn failed(
                 stop.killed = None;
             }
         }
+        // The image was removed since it was found.
+        Action::Start { container, .. } if failure.reason == "ImageInspectError" => {
+            if let Some(container) = memory.containers.get_mut(container) {
+                (container.image_ready, container.image_pulled) = (false, false);
+            }
+        }
         _ => {}
     }
     let failures = memory.retries.get(&action).map_or(1, |r| r.failures.saturating_add(1));
-    push_failure_events(pod, &action, &failure, failures, events);
+    push_failure_events(pod, memory, &action, &failure, events);
     let not_before = now.boottime + after_failure(&action, failures);
-    memory.retries.insert(action, Retry { failures, not_before, failure });
+    memory.retries.insert(action, Retry { failures, not_before, failure, backing_off: false });
 }
 
 /// Adds the events of a failed action, as the kubelet emits them, at each try. An image failure has two
@@ -208,23 +259,18 @@ fn failed(
 /// (`pkg/kubelet/images/image_manager.go`). Every other failure has one.
 fn push_failure_events(
     pod: &Pod,
+    memory: &Memory,
     action: &Action,
     failure: &Failure,
-    failures: u32,
     events: &mut Vec<Event>,
 ) {
     let (reason, message) = (failure.reason.as_str(), failure.message.as_str());
     match action {
         Action::EnsureImage(container) => {
-            let image = pod.container(container).map(|c| c.image.as_str()).unwrap_or_default();
-            let mut reason = reason;
+            let image = image_of(pod, container);
             events.push(
                 match reason {
                     "ErrImageNeverPull" => Event::warning(reason, message),
-                    "ErrImagePull" if failures > 1 => {
-                        reason = "ImagePullBackOff";
-                        Event::normal("BackOff", format!("Back-off pulling image {image:?}"))
-                    }
                     "ErrImagePull" => {
                         Event::warning("Failed", format!("Failed to pull image {image:?}: {message}"))
                     }
@@ -240,7 +286,7 @@ fn push_failure_events(
             events.push(Event::warning("Failed", format!("Error: {reason}")).of(container));
         }
         Action::Start { container, .. } => {
-            events.push(pulled(pod, container));
+            events.extend(present(pod, memory, container));
             events.push(Event::warning("Failed", format!("Error: {message}")).of(container));
         }
         Action::MakeSandbox(_) if reason == "FailedCreatePodSandBox" => {

@@ -89,6 +89,9 @@ pub struct Retry {
     pub not_before: Boottime,
     /// The cause of the last failure.
     pub failure: Failure,
+    /// The failed pull is known to wait for its back-off, as status and events show it.
+    #[serde(default)]
+    pub backing_off: bool,
 }
 
 /// What a worker remembers of one container.
@@ -100,6 +103,9 @@ pub struct ContainerMemory {
     pub run: Option<Run>,
     /// The image is present for the next run. The end of a run clears it.
     pub image_ready: bool,
+    /// The image was pulled for the next run, which events tell. The end of a run clears it.
+    #[serde(default)]
+    pub image_pulled: bool,
     /// The crash back-off.
     pub backoff: CrashBackoff,
     /// The sandbox in which this init container finished with exit code 0.

@@ -9,12 +9,15 @@ use crate::{
     event::Event,
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::{Container, Pod, ProbeKind},
-    refs::{Ref, env_refs},
+    refs::{Ref, RefUse, env_refs},
     status::{TerminalPhase, Truth},
     time::{Boottime, Now},
     value::Why,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+
+/// How long after the pod's first decision a pull waits for an unknown Secret.
+const PULL_SECRETS: Duration = Duration::from_secs(10);
 
 /// An observed run of a container.
 type ObservedRun<'a> = (&'a ContainerId, &'a ObservedContainer);
@@ -199,6 +202,20 @@ impl<'a> Planner<'a> {
         env_refs(self.pod, spec)
             .find_map(|r| self.unknown.get_key_value(&r))
             .filter(|(_, why)| !why.is_refusal())
+    }
+
+    /// An unknown Secret with a credential for images, if there is one that is still worth a wait: the kubelet reads these
+    /// Secrets at each start and pulls without those that it cannot read. The wait ends [`PULL_SECRETS`] after the
+    /// pod's first decision, so that no container waits for a control plane that is away.
+    pub(super) fn awaited_pull_secret(&mut self) -> Option<(&'a Ref, &'a Why)> {
+        let unknown: &'a BTreeMap<Ref, Why> = self.unknown;
+        let secret = unknown.iter().find(|(r, why)| r.used_for == RefUse::Pull && !why.is_refusal())?;
+        let until = self.memory.start_boottime? + PULL_SECRETS;
+        if until <= self.now.boottime {
+            return None;
+        }
+        self.wake(until);
+        Some(secret)
     }
 
     /// The sandbox in which containers can start. Its namespaces are pinned, so containers need pause only

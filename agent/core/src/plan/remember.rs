@@ -52,6 +52,7 @@ impl Planner<'_> {
                 RunState::Ended(exit) | RunState::Recorded(exit) if run.ended_at.is_none() => {
                     run.ended_at = Some(boottime_of(exit.at, now));
                     mem.image_ready = false;
+                    mem.image_pulled = false;
                 }
                 _ => {}
             }

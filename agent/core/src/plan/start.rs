@@ -3,6 +3,7 @@
 
 use super::{
     Action, HookState, Run, RunState, SandboxState, StopCause,
+    backoff::after_failure,
     memory::Stop,
     planner::{ContainerPhase, Planner, start},
 };
@@ -10,7 +11,12 @@ use crate::{
     event::Event,
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::Container,
+    time::Boottime,
 };
+use std::time::Duration;
+
+/// How long a failed pull shows its error before it shows its back-off.
+const PULL_FAILURE_SHOWN: Duration = Duration::from_secs(2);
 
 /// Whether the containers after this one in the start order may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,6 +236,29 @@ impl Planner<'_> {
         self.role(&spec.name) == super::planner::ContainerRole::Init
     }
 
+    /// Takes a failed pull as one that waits for its back-off, once its failure was shown, and emits the kubelet's events
+    /// for that. The kubelet does so in the sync after the failure.
+    fn note_pull_back_off(&mut self, spec: &Container) {
+        let (now, action) = (self.now.boottime, Action::EnsureImage(spec.name.clone()));
+        if self.memory.in_flight.contains(&action) {
+            return;
+        }
+        let Some(retry) = self.memory.retries.get_mut(&action) else { return };
+        if retry.backing_off || retry.failure.reason != "ErrImagePull" {
+            return;
+        }
+        let failed_at = retry.not_before.0.saturating_sub(after_failure(&action, retry.failures));
+        let due = Boottime(failed_at) + PULL_FAILURE_SHOWN;
+        if due > now {
+            self.wake(due);
+            return;
+        }
+        retry.backing_off = true;
+        let text = format!("Back-off pulling image {:?}", spec.image);
+        self.events.push(Event::normal("BackOff", text).of(&spec.name));
+        self.events.push(Event::warning("Failed", "Error: ImagePullBackOff").of(&spec.name));
+    }
+
     fn emit_backoff_event(&mut self, spec: &Container, id: &crate::ids::ContainerId) {
         let key = &self.pod.key;
         let message = format!(
@@ -248,7 +277,11 @@ impl Planner<'_> {
     /// image check begins at once, without waiting for the others. Returns whether the start was emitted.
     fn begin(&mut self, spec: &Container, attempt: Attempt) -> bool {
         if !self.mem(&spec.name).is_some_and(|m| m.image_ready) {
+            if self.awaited_pull_secret().is_some() {
+                return false;
+            }
             self.emit(Action::EnsureImage(spec.name.clone()));
+            self.note_pull_back_off(spec);
             return false;
         }
         if self.unknown_of_env(spec).is_some() {

@@ -105,8 +105,8 @@ fn one_object_has_a_reference_for_each_use() {
     let main = Container { env_from: vec![from], ..container("c") };
     let pod = Pod { image_pull_secrets: vec!["all".into()], ..pod(volumes, &["v"], main) };
     assert_eq!(shown(&pod), ["secret all Volume", "secret all Env", "secret all Pull"]);
-    // Only files and variables wait for a source.
+    // Each use waits for a source, a pull only for a while.
     let uses: Vec<RefUse> = Objects::default().unknown_of(&pod).into_keys().map(|r| r.used_for).collect();
-    assert_eq!(uses, [RefUse::Volume, RefUse::Env]);
+    assert_eq!(uses, [RefUse::Volume, RefUse::Env, RefUse::Pull]);
     assert!(Objects::listed().unknown_of(&pod).is_empty());
 }

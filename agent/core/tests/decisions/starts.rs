@@ -8,7 +8,7 @@ use berth_core::{
     status::{ConditionType, ContainerState, Phase, Truth},
     value::Why,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 #[test]
 fn a_restarting_sidecar_takes_no_care_from_the_main_ones() {
@@ -302,23 +302,54 @@ fn an_end_that_nobody_saw_is_one_record_however_often_it_is_tried() {
 fn a_missing_image_has_the_kubelets_events() {
     let mut case = Case::new(pod(vec![], vec![container("a")]));
     case.held = vec!["EnsureImage"];
-    for _ in 0..2 {
+    let waiting = |case: &mut Case| match case.state("a") {
+        ContainerState::Waiting { reason, message } => (reason, message.unwrap_or_default()),
+        other => panic!("it waits: {other:?}"),
+    };
+    let back_off = "Back-off pulling image \"img:1\": ErrImagePull: no registry";
+    for delay in [10, 20, 40, 80, 160, 300, 300] {
         case.settle();
         let image = case.in_flight("EnsureImage").expect("as the case has it");
         case.finish(image, Err(Failure::new("ErrImagePull", "no registry")));
-        case.pass(60);
+        case.settle();
+        assert_eq!(waiting(&mut case), ("ErrImagePull".to_owned(), "no registry".to_owned()));
+        case.pass(2);
+        case.settle();
+        assert_eq!(waiting(&mut case), ("ImagePullBackOff".to_owned(), back_off.to_owned()));
+        case.pass(delay - 3);
+        case.settle();
+        assert!(case.in_flight("EnsureImage").is_none(), "not before {delay} s");
+        case.pass(1);
     }
-    case.held.clear();
-    assert_eq!(case.messages("BackOff"), ["Back-off pulling image \"img:1\""]);
-    assert_eq!(
-        case.messages("Failed"),
-        ["Failed to pull image \"img:1\": no registry", "Error: ErrImagePull", "Error: ImagePullBackOff"]
-    );
+    case.settle();
+    assert_eq!(waiting(&mut case).0, "ImagePullBackOff", "also while the pull is tried again");
+    assert_eq!(case.messages("BackOff"), ["Back-off pulling image \"img:1\""; 7]);
+    let each =
+        ["Failed to pull image \"img:1\": no registry", "Error: ErrImagePull", "Error: ImagePullBackOff"];
+    assert_eq!(case.messages("Failed"), each.repeat(7));
+}
+
+#[test]
+fn a_pulled_image_is_told_once_and_a_present_one_with_each_start() {
+    let mut case = Case::new(pod(vec![], vec![container("a")]));
     case.held = vec!["EnsureImage"];
     case.settle();
-    let ContainerState::Waiting { reason, message } = case.state("a") else { panic!("it waits") };
-    assert_eq!(reason, "ImagePullBackOff");
-    assert_eq!(message.as_deref(), Some("Back-off pulling image \"img:1\": ErrImagePull: no registry"));
+    let image = case.in_flight("EnsureImage").expect("as the case has it");
+    let name = image.container().expect("as the action has it").clone();
+    case.learn(Fact::Pulling(name.clone()));
+    let (took, waited) = (Duration::from_millis(1234), Duration::from_millis(62_000));
+    case.learn(Fact::Pulled { container: name, took, waited, size: 77 });
+    case.finish(image, Ok(()));
+    case.held.clear();
+    case.settle();
+    assert_eq!(case.messages("Pulling"), ["Pulling image \"img:1\""]);
+    let pulled =
+        "Successfully pulled image \"img:1\" in 1.234s (1m2s including waiting). Image size: 77 bytes.";
+    assert_eq!(case.messages("Pulled"), [pulled], "the start tells no other");
+    case.exit("a", 1, false);
+    case.settle();
+    let present = "Container image \"img:1\" already present on machine and can be accessed by the pod";
+    assert_eq!(case.messages("Pulled"), [pulled, present]);
 }
 
 #[test]
@@ -340,4 +371,30 @@ fn nothing_of_an_unsupported_pod_starts_and_it_stays_pending() {
     case.desired.end = Some(30);
     case.settle();
     assert!(case.memory.removed);
+}
+
+#[test]
+fn a_pull_waits_a_while_for_an_unknown_secret_and_then_goes_on_without() {
+    let with_secret = || Pod { image_pull_secrets: vec!["s".into()], ..pod(vec![], vec![container("a")]) };
+    let mut case = Case::new(with_secret());
+    case.desired.unknown = [unknown(ObjectKind::Secret, "s", RefUse::Pull)].into();
+    for _ in 0..10 {
+        let plan = case.settle();
+        assert!(case.begun("EnsureImage", "a").is_empty(), "at {} s", case.seconds());
+        assert!(case.seen.volumes_mounted && case.seen.sandbox.is_some(), "nothing else waits");
+        assert!(plan.wake_at.is_some());
+        case.pass(1);
+    }
+    case.settle();
+    assert_eq!(case.begun("EnsureImage", "a"), [10]);
+    assert!(case.running("a").is_some());
+
+    let mut known = Case::new(with_secret());
+    known.settle();
+    assert_eq!(known.begun("EnsureImage", "a"), [0]);
+    let mut refused = Case::new(with_secret());
+    let (secret, _) = unknown(ObjectKind::Secret, "s", RefUse::Pull);
+    refused.desired.unknown = [(secret, Why::Refused("no relationship found".into()))].into();
+    refused.settle();
+    assert_eq!(refused.begun("EnsureImage", "a"), [0], "who refuses it does not answer otherwise soon");
 }

@@ -132,7 +132,7 @@ fn what_follows_an_init_container_begins_once_its_end_is_published() {
     }
     case.settle();
     assert!(matches!(case.state("i"), ContainerState::Running { .. }), "{:?}", case.state("i"));
-    assert_eq!(case.begun("Start", "a"), []);
+    assert!(case.begun("Start", "a").is_empty());
     let record = case.in_flight("RecordExit").expect("as the case has it");
     case.act(&record);
     case.finish(record, Ok(()));

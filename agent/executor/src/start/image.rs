@@ -1,16 +1,20 @@
-//! The image of a container: found in containerd, or the reason why the container cannot start.
+//! The image of a container: found in containerd or pulled, as the pull policy wants, or the reason why the container
+//! cannot start.
 
 use super::no_such_container;
-use crate::NodeExecutor;
+use crate::{
+    NodeExecutor, pull_credentials,
+    pulls::{PullByHand, PullState},
+};
 use berth_core::{
     error::Chain,
     ids::ContainerName,
-    model::{Container, Pod, PullPolicy},
-    plan::Failure,
+    model::{Container, PullPolicy},
+    plan::{Fact, Failure},
     sync::lock,
 };
-use berth_pods::ActionResult;
-use berth_runtime::Image;
+use berth_pods::{ActionResult, Context, NodeEvent, WorkerMessage};
+use berth_runtime::{Image, reference};
 use std::time::{Duration, Instant};
 
 /// How long a resolved image counts as present without another query.
@@ -22,12 +26,28 @@ const MOST_IMAGES: usize = 128;
 impl NodeExecutor {
     pub(crate) async fn ensure_image(
         &self,
-        pod: &Pod,
+        context: &Context,
         container: &ContainerName,
     ) -> Result<ActionResult, Failure> {
+        let pod = &context.pod;
         let spec = pod.container(container).ok_or_else(no_such_container)?;
         self.claim(&pod.uid, None).await;
-        let image = self.fresh_image(spec).await?;
+        valid_name(&spec.image)?;
+        let mut facts = Vec::new();
+        let present = match spec.pull_policy {
+            PullPolicy::Always => None,
+            PullPolicy::IfNotPresent | PullPolicy::Never => self.fresh_image(spec).await?,
+        };
+        let image = match present {
+            Some(image) => image,
+            None if spec.pull_policy == PullPolicy::Never => {
+                return Err(Failure::new(
+                    "ErrImageNeverPull",
+                    format!("Container image {:?} is not present with pull policy of Never", spec.image),
+                ));
+            }
+            None => self.pull_image(context, spec, &mut facts).await?,
+        };
         // The lease and the user files need no sandbox, so they are prepared before it is ready. A failure
         // here is only logged: the start tries again and reports the failure.
         let runtime = self.runtime()?;
@@ -37,53 +57,84 @@ impl NodeExecutor {
         {
             tracing::debug!(pod = %pod.key, why = e.message, "cannot prepare the start: the start itself tries again");
         }
-        Ok(ActionResult::done(Vec::new()))
+        Ok(ActionResult { facts, ..ActionResult::done(Vec::new()) })
     }
 
-    /// The image from the cache where it was resolved within [`IMAGE_FRESH`], else from containerd. The cache
-    /// serves the start that follows `EnsureImage`, and other pods with the same image.
-    pub(super) async fn fresh_image(&self, spec: &Container) -> Result<Image, Failure> {
+    /// Pulls the container's image, together with other containers that want the same with the same credentials.
+    async fn pull_image(
+        &self,
+        context: &Context,
+        spec: &Container,
+        facts: &mut Vec<Fact>,
+    ) -> Result<Image, Failure> {
+        let begun = Instant::now();
+        let missing = pull_credentials::missing(context);
+        let missing = (!missing.is_empty()).then_some(Fact::PullSecretsMissing(missing));
+        for fact in missing.into_iter().chain([Fact::Pulling(spec.name.clone())]) {
+            let message = WorkerMessage::Learned(fact);
+            // A manager that has ended needs no message.
+            self.incoming.send(NodeEvent::One(context.pod.uid.clone(), message)).await.ok();
+        }
+        let candidates = pull_credentials::candidates(&self.config.roots, context, &spec.image).await?;
+        let pulled = self.pulls.pull(self.runtime()?, &spec.image, candidates).await;
+        let pulled = pulled.map_err(|message| Failure::new("ErrImagePull", message))?;
+        facts.push(Fact::Pulled {
+            container: spec.name.clone(),
+            took: pulled.took,
+            waited: begun.elapsed(),
+            size: pulled.size,
+        });
+        self.keep_image(&spec.image, &pulled.image);
+        Ok(pulled.image)
+    }
+
+    /// Pulls an image for a person, with the credentials of the node.
+    ///
+    /// # Errors
+    /// The name is no valid one, or containerd has not answered yet.
+    pub async fn pull_by_hand(&self, image: &str) -> Result<PullByHand, Failure> {
+        valid_name(image)?;
+        let full = reference::normalise(image);
+        let keyring = pull_credentials::of_node(&self.config.roots).await?;
+        let credentials = keyring.candidates(reference::repository(&full));
+        Ok(self.pulls.join(self.runtime()?, image, credentials))
+    }
+
+    /// The pulls that are under way.
+    pub fn pulls(&self) -> Vec<PullState> {
+        self.pulls.list()
+    }
+
+    /// The image from the cache where it was resolved within [`IMAGE_FRESH`], else from containerd; `None` where it is
+    /// not on the node. The cache serves the start that follows `EnsureImage`, and other pods with the same image.
+    pub(super) async fn fresh_image(&self, spec: &Container) -> Result<Option<Image>, Failure> {
         let found = lock(&self.images)
             .get(&spec.image)
             .filter(|(at, _)| at.elapsed() < IMAGE_FRESH)
             .map(|(_, i)| i.clone());
-        if let Some(image) = found {
-            return Ok(image);
+        if found.is_some() {
+            return Ok(found);
         }
-        let image = self.image(spec).await?;
+        let found = self.runtime()?.resolve_image(&spec.image).await;
+        let found = found.map_err(|e| Failure::new("ImageInspectError", Chain(&e)))?;
+        if let Some(image) = &found {
+            self.keep_image(&spec.image, image);
+        }
+        Ok(found)
+    }
+
+    fn keep_image(&self, name: &str, image: &Image) {
         let mut images = lock(&self.images);
         if images.len() >= MOST_IMAGES {
             images.clear();
         }
-        images.insert(spec.image.clone(), (Instant::now(), image.clone()));
-        Ok(image)
+        images.insert(name.to_owned(), (Instant::now(), image.clone()));
     }
+}
 
-    async fn image(&self, spec: &Container) -> Result<Image, Failure> {
-        if let Some(fault) = berth_runtime::reference::fault(&spec.image) {
-            return Err(Failure::new(
-                "InvalidImageName",
-                format!(
-                    "Failed to apply default image tag {0:?}: couldn't parse image name {0:?}: {fault}",
-                    spec.image
-                ),
-            ));
-        }
-        let found = self.runtime()?.resolve_image(&spec.image).await;
-        match found.map_err(|e| Failure::new("ImageInspectError", Chain(&e)))? {
-            Some(image) => Ok(image),
-            None if spec.pull_policy == PullPolicy::Never => Err(Failure::new(
-                "ErrImageNeverPull",
-                format!("Container image {:?} is not present with pull policy of Never", spec.image),
-            )),
-            None => Err(Failure::new(
-                "ErrImagePull",
-                format!(
-                    "image {:?} is not on this node, and this build does not pull from registries: import it with \
-                     `berth image import FILE`",
-                    spec.image
-                ),
-            )),
-        }
-    }
+fn valid_name(image: &str) -> Result<(), Failure> {
+    let Some(fault) = reference::fault(image) else { return Ok(()) };
+    let text =
+        format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {fault}");
+    Err(Failure::new("InvalidImageName", text))
 }

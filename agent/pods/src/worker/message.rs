@@ -4,7 +4,7 @@ use crate::{executor::PodSnapshot, store::MemoryStore};
 use berth_core::{
     ids::ContainerId,
     model::Objects,
-    plan::{Desired, Exit, Memory},
+    plan::{Desired, Exit, Fact, Memory},
     status::{ApiStatus, PodStatus},
     time::Boottime,
 };
@@ -26,6 +26,8 @@ pub enum WorkerMessage {
     Exit(ContainerId, Exit),
     /// The OOM killer ended a process in that container.
     Oom(ContainerId),
+    /// An action that is in flight has learned something.
+    Learned(Fact),
     /// The pause process is gone.
     PauseDied,
     /// containerd does not answer.

@@ -22,7 +22,7 @@ pub(crate) fn config_map(at: &FieldPath<'_>, object: api::ConfigMap) -> Result<K
     if let Some(key) = binary_data.keys().find(|key| data.contains_key(*key)) {
         return Err(at.key("binaryData").key(key).error("is also in data"));
     }
-    checked(at, KeyedData { namespace, name, data, binary_data })
+    checked(at, KeyedData { namespace, name, kind: None, data, binary_data })
 }
 
 /// A Secret: `stringData` wins over `data`.
@@ -31,7 +31,7 @@ pub(crate) fn secret(at: &FieldPath<'_>, object: api::Secret) -> Result<KeyedDat
     let mut data: BTreeMap<String, Vec<u8>> =
         object.data.into_iter().flatten().map(|(key, bytes)| (key, bytes.0)).collect();
     data.extend(object.string_data.into_iter().flatten().map(|(key, text)| (key, text.into_bytes())));
-    checked(at, KeyedData { namespace, name, data, binary_data: BTreeMap::new() })
+    checked(at, KeyedData { namespace, name, kind: object.type_, data, binary_data: BTreeMap::new() })
 }
 
 fn checked(at: &FieldPath<'_>, object: KeyedData) -> Result<KeyedData, FieldError> {

@@ -168,14 +168,14 @@ fn failure_of<'d>(d: &'d Planner<'_>, container: &ContainerName) -> Option<&'d R
 
 fn waiting_reason(retry: &Retry) -> String {
     match retry.failure.reason.as_str() {
-        "ErrImagePull" if retry.failures > 1 => "ImagePullBackOff".into(),
+        "ErrImagePull" if retry.backing_off => "ImagePullBackOff".into(),
         other => other.into(),
     }
 }
 
 fn waiting_message(retry: &Retry, spec: &Container) -> String {
     match retry.failure.reason.as_str() {
-        "ErrImagePull" if retry.failures > 1 => {
+        "ErrImagePull" if retry.backing_off => {
             format!("Back-off pulling image {:?}: ErrImagePull: {}", spec.image, retry.failure.message)
         }
         _ => retry.failure.message.clone(),

@@ -1,0 +1,153 @@
+//! The credentials for an image: of the pod's pull secrets first, then of the node's own configuration, as the kubelet
+//! looks for them (`pkg/credentialprovider`). They are read at each pull, and kept nowhere.
+
+use crate::node_executor::blocking;
+use berth_core::{
+    image::{Credential, DockerConfig, Keyring},
+    model::{ObjectKind, Pod},
+    plan::Failure,
+    roots::Roots,
+    value::Value,
+};
+use berth_pods::Context;
+use berth_runtime::reference;
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+/// The largest configuration that is read (`maxReadLength`, `pkg/credentialprovider/config.go`).
+const MAX_FILE: u64 = 10 << 20;
+
+/// Types of Secrets with credentials, and the key of each.
+const TYPES: [(&str, &str); 2] =
+    [("kubernetes.io/dockerconfigjson", ".dockerconfigjson"), ("kubernetes.io/dockercfg", ".dockercfg")];
+
+/// The credentials for the image, in the order in which they are tried. Without any, the registry is asked without one.
+///
+/// # Errors
+/// A pull secret holds something else than its type says.
+pub(crate) async fn candidates(
+    roots: &Roots,
+    context: &Context,
+    image: &str,
+) -> Result<Vec<Credential>, Failure> {
+    let full = reference::normalise(image);
+    let repository = reference::repository(&full);
+    let mut found = of_secrets(context)?.candidates(repository);
+    found.extend(of_node(roots).await?.candidates(repository));
+    Ok(found)
+}
+
+/// The pod's pull secrets that are absent or unknown.
+pub(crate) fn missing(context: &Context) -> Vec<String> {
+    let pod = &context.pod;
+    let known = |name: &String| {
+        matches!(context.objects.get(ObjectKind::Secret, &pod.key.namespace, name), Value::Known(_))
+    };
+    pod.image_pull_secrets.iter().filter(|name| !known(name)).cloned().collect()
+}
+
+/// The credentials of the pod's pull secrets. One that is absent or unknown is passed over.
+fn of_secrets(context: &Context) -> Result<Keyring, Failure> {
+    let pod: &Pod = &context.pod;
+    let mut keyring = Keyring::default();
+    for name in &pod.image_pull_secrets {
+        let Value::Known(secret) = context.objects.get(ObjectKind::Secret, &pod.key.namespace, name) else {
+            continue;
+        };
+        for (kind, key) in TYPES {
+            let Some(bytes) = secret.data.get(key).filter(|bytes| !bytes.is_empty()) else { continue };
+            if secret.kind.as_deref() != Some(kind) {
+                continue;
+            }
+            let read = if key == ".dockercfg" {
+                DockerConfig::from_dockercfg
+            } else {
+                DockerConfig::from_config_json
+            };
+            let config = read(bytes).map_err(|e| {
+                Failure::new(
+                    "ErrImagePull",
+                    format!("cannot read pull secret {}/{name}: {e}", pod.key.namespace),
+                )
+            })?;
+            keyring.add(&config);
+        }
+    }
+    Ok(keyring)
+}
+
+/// The credentials of the node: those of the first `config.json` that can be read, or else of the first `.dockercfg`.
+pub(crate) async fn of_node(roots: &Roots) -> Result<Keyring, Failure> {
+    let (first, home) = (roots.pod_state.clone(), std::env::var_os("HOME").map(PathBuf::from));
+    blocking(move || {
+        let mut keyring = Keyring::default();
+        if let Some(config) = read_node(&first, home.as_deref()) {
+            keyring.add(&config);
+        }
+        keyring
+    })
+    .await
+}
+
+/// The paths are the kubelet's: its root directory, the working directory, the home directory, the root of the file
+/// system.
+fn read_node(first: &Path, home: Option<&Path>) -> Option<DockerConfig> {
+    let root = Path::new("/");
+    let home = home.unwrap_or(root);
+    let json = [first.to_owned(), PathBuf::new(), home.join(".docker"), root.join(".docker")];
+    let old = [first.to_owned(), PathBuf::new(), home.to_owned(), root.to_owned()];
+    let json =
+        json.iter().map(|dir| (dir.join("config.json"), DockerConfig::from_config_json as fn(&[u8]) -> _));
+    let old = old.iter().map(|dir| (dir.join(".dockercfg"), DockerConfig::from_dockercfg as fn(&[u8]) -> _));
+    json.chain(old).find_map(|(path, read)| {
+        let bytes = match read_file(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+            Err(e) => {
+                tracing::warn!(path = %path.display(), why = %e, "cannot read the node's credentials for registries");
+                return None;
+            }
+        };
+        match read(&bytes) {
+            Ok(config) => Some(config),
+            Err(e) => {
+                tracing::warn!(path = %path.display(), why = %e, "cannot read the node's credentials for registries");
+                None
+            }
+        }
+    })
+}
+
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_readable_configuration_of_the_node_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, home) = (dir.path().join("kubelet"), dir.path().join("home"));
+        std::fs::create_dir_all(&first).unwrap();
+        std::fs::create_dir_all(home.join(".docker")).unwrap();
+        let auths =
+            |name: &str| format!(r#"{{"auths":{{"{name}.test":{{"username":"u","password":"p"}}}}}}"#);
+        let place = || read_node(&first, Some(&home)).and_then(|c| c.entries.keys().next().cloned());
+        let dockercfg = r#"{"old.test":{"username":"u","password":"p"}}"#;
+        std::fs::write(first.join(".dockercfg"), dockercfg).unwrap();
+        assert_eq!(place().as_deref(), Some("old.test"));
+        std::fs::write(home.join(".docker/config.json"), auths("home")).unwrap();
+        assert_eq!(place().as_deref(), Some("home.test"), "the newer form wins");
+        std::fs::write(first.join("config.json"), "{").unwrap();
+        assert_eq!(place().as_deref(), Some("home.test"), "what cannot be read is passed over");
+        std::fs::write(first.join("config.json"), auths("first")).unwrap();
+        assert_eq!(place().as_deref(), Some("first.test"));
+    }
+}
