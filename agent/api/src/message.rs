@@ -11,15 +11,21 @@
 //! | `exec` | `exec-ready`; after `exec-go`: `exec-started`, `exec-exited`; `resize` and `close-stdin` are accepted meanwhile |
 //! | `import-image` | `imported` |
 //! | `images` | `images` |
+//! | `pull-image` | `pulling` at each step, then `pulled` |
+//! | `pulls` | `pulls` |
+//! | `remove-image` | `removed-images` |
+//! | `tag-image` | `tagged` |
+//! | `inspect-image` | `image` |
 //! | `shutdown` | `shutting-down` |
 //!
 //! The reply to any request may be `error` instead. A watch ends with its connection. So does an
-//! exec: its process is killed when the client disconnects.
+//! exec: its process is killed when the client disconnects. A pull goes on without its client.
 
-use crate::view::{ImageView, NodeView, PodView};
+use crate::view::{ImageDetails, ImageView, NodeView, PodView, PullView};
 use berth_core::{
     event::EventRecord,
     ids::{ContainerName, PodKey, PodUid},
+    image::PullProgress,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -93,6 +99,33 @@ pub enum Request {
     },
     /// All images.
     Images,
+    /// Pull an image from its registry, with the credentials of the node.
+    PullImage {
+        /// The image's name.
+        image: String,
+    },
+    /// The pulls that are under way.
+    Pulls,
+    /// Remove an image's name.
+    RemoveImage {
+        /// The image's name.
+        image: String,
+        /// Whether an image that a container uses is removed too.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Give an image another name.
+    TagImage {
+        /// The image's name.
+        image: String,
+        /// The new name.
+        name: String,
+    },
+    /// Details of an image.
+    InspectImage {
+        /// The image's name.
+        image: String,
+    },
     /// Terminate every pod and start none, because the machine shuts down.
     Shutdown {
         /// The longest grace period of a pod, in seconds.
@@ -193,6 +226,36 @@ pub enum Reply {
     Images {
         /// The images, sorted by name.
         images: Vec<ImageView>,
+    },
+    /// How far a pull is.
+    Pulling {
+        /// Its layers.
+        progress: PullProgress,
+    },
+    /// The image is pulled.
+    Pulled {
+        /// The image.
+        image: ImageView,
+    },
+    /// The pulls that are under way.
+    Pulls {
+        /// The pulls, sorted by image.
+        pulls: Vec<PullView>,
+    },
+    /// Names of images are removed.
+    RemovedImages {
+        /// The names.
+        names: Vec<String>,
+    },
+    /// The image has the name.
+    Tagged {
+        /// The name in full.
+        name: String,
+    },
+    /// Details of an image.
+    Image {
+        /// The image.
+        image: Box<ImageDetails>,
     },
     /// The pods are being terminated.
     ShuttingDown,

@@ -3,6 +3,7 @@
 
 use berth_core::{
     ids::{ContainerId, ContainerName, NodeName, PodKey, PodUid},
+    image::PullProgress,
     time::Wall,
 };
 use serde::{Deserialize, Serialize};
@@ -203,6 +204,42 @@ pub struct ManifestProblem {
     pub field: Option<String>,
     /// The problem.
     pub reason: String,
+}
+
+/// A pull that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullView {
+    /// The image's name in full.
+    pub image: String,
+    /// The name as containers have it.
+    #[serde(default)]
+    pub wanted: Vec<String>,
+    /// How far it is.
+    #[serde(default)]
+    pub progress: PullProgress,
+}
+
+/// Details of an image in containerd.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDetails {
+    /// All names of the image.
+    pub names: Vec<String>,
+    /// The digest of their target.
+    pub digest: String,
+    /// The image's id, as the status of a container shows it.
+    pub id: String,
+    /// The compressed size in bytes.
+    #[serde(default)]
+    pub size: u64,
+    /// The layers, the lowest first, each with its compressed size in bytes.
+    #[serde(default)]
+    pub layers: Vec<(String, u64)>,
+    /// `config` of the image's configuration, as far as containers use it.
+    #[serde(default)]
+    pub config: serde_json::Value,
+    /// Containers of the image: namespace, pod and container.
+    #[serde(default)]
+    pub used_by: Vec<String>,
 }
 
 /// An image in containerd.

@@ -11,6 +11,7 @@ mod control_plane;
 mod exec_session;
 mod host_network;
 mod housekeeping;
+mod image_requests;
 mod local_api;
 mod local_server;
 mod node;

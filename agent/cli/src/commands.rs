@@ -86,7 +86,7 @@ pub(crate) async fn run(roots: &Roots, command: Command) -> Result<u8, Error> {
         Command::Logs(args) => logs::run(roots, args).await?,
         Command::Exec(args) => return exec::run(roots, args).await,
         Command::Describe(Describe::Pod(args)) => describe::run(roots, &args).await?,
-        Command::Image(Image::Import { file }) => image::import(roots, file).await?,
+        Command::Image(args) => image::run(roots, args).await?,
         Command::Images(args) => images::run(roots, args.output).await?,
         Command::Events(args) => events::run(roots, &args).await?,
         Command::Services(args) => return services::run(roots, &args).await,

@@ -42,6 +42,19 @@ pub(crate) fn columns() -> Option<usize> {
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
+/// The width of the terminal at standard error; `None` where it is none.
+pub(crate) fn error_columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr()).ok()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+/// Writes progress to standard error.
+pub(crate) fn progress(text: &str) {
+    let mut err = io::stderr().lock();
+    // Progress that cannot be shown is no failure of the command.
+    err.write_all(text.as_bytes()).and_then(|()| err.flush()).ok();
+}
+
 /// Writes text to standard output and flushes it.
 pub(crate) fn put(text: &str) -> Result<(), Error> {
     put_bytes(text.as_bytes())

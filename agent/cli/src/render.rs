@@ -3,9 +3,11 @@
 mod control_plane;
 pub(crate) mod describe;
 pub(crate) mod events;
+pub(crate) mod image_page;
 pub(crate) mod images;
 pub(crate) mod pods;
 pub(crate) mod ps;
+pub(crate) mod pull_progress;
 pub(crate) mod status;
 
 use crate::time;

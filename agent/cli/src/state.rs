@@ -1,12 +1,12 @@
 //! The node's state: from the agent, or, where no agent runs, from its status files, with each
 //! process checked again.
 
-use crate::{error::Error, names::Candidate, time, v1};
+use crate::{error::Error, names::Candidate, render::pull_progress::summary, time, v1};
 use berth_api::{
     client::Client,
     files,
     message::{Reply, Request},
-    view::{NodeView, PodView},
+    view::{NodeView, PodView, PullView},
 };
 use berth_core::{error::Chain, event::EventRecord, roots::Roots, time::Wall};
 use berth_sys::process;
@@ -64,9 +64,38 @@ pub(crate) async fn read(roots: &Roots, with_events: bool) -> Result<State, Erro
 
 async fn live(roots: &Roots, with_events: bool) -> Result<State, berth_api::Error> {
     let mut client = Client::connect(&roots.agent_socket()).await?;
-    let pods = client.pods(ANSWER).await?;
+    let mut pods = client.pods(ANSWER).await?;
+    if pods.iter().any(|pod| pod.waiting_for.is_some()) {
+        show_pulls(&mut pods, &pulls(&mut client).await?);
+    }
     let events = if with_events { events(&mut client).await? } else { Vec::new() };
     Ok(State { pods, offline: None, events })
+}
+
+/// The pulls that are under way; none of an agent that does not tell them.
+async fn pulls(client: &mut Client) -> Result<Vec<PullView>, berth_api::Error> {
+    match client.ask(&Request::Pulls, ANSWER).await {
+        Ok(Reply::Pulls { pulls }) => Ok(pulls),
+        Ok(_) | Err(berth_api::Error::Agent { .. }) => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Says of each pod that waits for a pull how far the pull is.
+fn show_pulls(pods: &mut [PodView], pulls: &[PullView]) {
+    for view in pods.iter_mut().filter(|view| view.waiting_for.is_some()) {
+        let pod = v1::Pod::of(view);
+        let waits = |c: &v1::Shown<'_>| {
+            c.status.is_none_or(|s| s.state.running.is_none() && s.state.terminated.is_none())
+        };
+        let pulled = pod.containers().filter(waits).find_map(|c| {
+            let pull = pulls.iter().find(|p| p.wanted.contains(&c.spec.image))?;
+            Some(format!("container {}: {}", c.spec.name, summary(&c.spec.image, &pull.progress)))
+        });
+        if pulled.is_some() {
+            view.waiting_for = pulled;
+        }
+    }
 }
 
 async fn events(client: &mut Client) -> Result<Vec<EventRecord>, berth_api::Error> {

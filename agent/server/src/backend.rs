@@ -2,8 +2,9 @@
 
 use berth_api::{
     message::{ErrorCode, ExecPaths, ExecSpec, Size},
-    view::{ImageView, NodeView},
+    view::{ImageDetails, ImageView, NodeView, PullView},
 };
+use berth_core::image::PullProgress;
 use std::{future::Future, path::PathBuf};
 
 /// The error that answers a client's request.
@@ -27,6 +28,8 @@ impl ApiError {
 pub trait Backend: Send + Sync + 'static {
     /// A command in a container.
     type Exec: ExecSession;
+    /// A pull of an image.
+    type Pull: PullSession;
 
     /// The state of the node and of its parts.
     fn status(&self) -> impl Future<Output = NodeView> + Send;
@@ -37,6 +40,28 @@ pub trait Backend: Send + Sync + 'static {
     /// Imports an OCI archive and returns the names of its images.
     fn import(&self, path: PathBuf) -> impl Future<Output = Result<Vec<String>, ApiError>> + Send;
 
+    /// Pulls an image, or joins the same pull that is under way.
+    fn pull(&self, image: String) -> impl Future<Output = Result<Self::Pull, ApiError>> + Send;
+
+    /// The pulls that are under way, sorted by image.
+    fn pulls(&self) -> Vec<PullView> {
+        Vec::new()
+    }
+
+    /// Removes a name of an image, and returns what was removed. With `force` also that of an image in use.
+    fn remove_image(
+        &self,
+        image: String,
+        force: bool,
+    ) -> impl Future<Output = Result<Vec<String>, ApiError>> + Send;
+
+    /// Gives an image another name, and returns that name in full.
+    fn tag_image(&self, image: String, name: String)
+    -> impl Future<Output = Result<String, ApiError>> + Send;
+
+    /// Details of an image.
+    fn inspect_image(&self, image: String) -> impl Future<Output = Result<ImageDetails, ApiError>> + Send;
+
     /// Starts to terminate every pod, with at most `grace` seconds each, because the machine shuts
     /// down.
     fn shutdown(&self, grace: u32) -> impl Future<Output = Result<(), ApiError>> + Send {
@@ -46,6 +71,15 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Makes the FIFOs of a command and holds both ends open.
     fn prepare_exec(&self, spec: ExecSpec) -> impl Future<Output = Result<Self::Exec, ApiError>> + Send;
+}
+
+/// A pull of an image. Dropping the session does not end the pull.
+pub trait PullSession: Send + Sync + 'static {
+    /// The next progress; `None` once the pull has ended. May be dropped and called again.
+    fn progress(&mut self) -> impl Future<Output = Option<PullProgress>> + Send;
+
+    /// Waits for the end and returns the image.
+    fn end(self) -> impl Future<Output = Result<ImageView, ApiError>> + Send;
 }
 
 /// A command in a container. Dropping the session kills a running command and removes its FIFOs.

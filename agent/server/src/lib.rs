@@ -12,7 +12,7 @@ mod backend;
 mod error;
 pub mod local;
 
-pub use backend::{ApiError, Backend, ExecSession};
+pub use backend::{ApiError, Backend, ExecSession, PullSession};
 pub use error::Error;
 pub use local::{
     socket::{Server, bind},

@@ -5,15 +5,16 @@ use berth_api::{
     client::Client,
     frame::{self, FrameReader, REPLY_MAX},
     message::{ErrorCode, ExecPaths, ExecSpec, Hello, Reply, Request, Size},
-    view::{Health, ImageView, NodeView, PodView},
+    view::{Health, ImageDetails, ImageView, NodeView, PodView},
 };
 use berth_core::{
     event::{Event, EventRecord, Involved},
     ids::NodeName,
+    image::{LayerProgress, LayerState, PullProgress},
     time::Wall,
 };
 use berth_harness::rng::Rng;
-use berth_server::{ApiError, Backend, ExecSession, Server, WatchCache, bind};
+use berth_server::{ApiError, Backend, ExecSession, PullSession, Server, WatchCache, bind};
 use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -77,8 +78,31 @@ impl ExecSession for FakeExec {
     }
 }
 
+/// A pull of one layer in two steps.
+struct FakePull {
+    image: String,
+    steps: u64,
+}
+
+impl PullSession for FakePull {
+    async fn progress(&mut self) -> Option<PullProgress> {
+        self.steps = self.steps.checked_sub(1)?;
+        let digest = "sha256:0123456789abcdef".to_owned();
+        let state = if self.steps > 0 { LayerState::Downloading } else { LayerState::Extracted };
+        let layers = vec![LayerProgress { digest, state, done: 2048 - 1024 * self.steps, total: 2048 }];
+        Some(PullProgress { layers })
+    }
+    async fn end(self) -> Result<ImageView, ApiError> {
+        match self.image.as_str() {
+            "absent" => Err(ApiError::new(ErrorCode::Failed, "failed to pull: not found")),
+            _ => Ok(ImageView { name: self.image, digest: "sha256:aa".into(), size: Some(5), created: None }),
+        }
+    }
+}
+
 impl Backend for Fake {
     type Exec = FakeExec;
+    type Pull = FakePull;
 
     async fn status(&self) -> NodeView {
         NodeView {
@@ -103,6 +127,18 @@ impl Backend for Fake {
     }
     async fn import(&self, path: PathBuf) -> Result<Vec<String>, ApiError> {
         Ok(vec![path.display().to_string()])
+    }
+    async fn pull(&self, image: String) -> Result<FakePull, ApiError> {
+        Ok(FakePull { image, steps: 2 })
+    }
+    async fn remove_image(&self, image: String, _force: bool) -> Result<Vec<String>, ApiError> {
+        Ok(vec![image])
+    }
+    async fn tag_image(&self, _image: String, name: String) -> Result<String, ApiError> {
+        Ok(name)
+    }
+    async fn inspect_image(&self, image: String) -> Result<ImageDetails, ApiError> {
+        Ok(ImageDetails { names: vec![image], ..ImageDetails::default() })
     }
     async fn prepare_exec(&self, spec: ExecSpec) -> Result<FakeExec, ApiError> {
         self.made.fetch_add(1, Ordering::SeqCst);

@@ -6,12 +6,16 @@ use super::{
     control_plane::ControlPlaneHealth,
     exec_session::{self, LocalExec},
     host_network::Host,
+    image_requests::{self, LocalPull},
     service_inputs::ServicesHealth,
     sources::Latest,
 };
 use berth_api::{
     message::{ErrorCode, ExecSpec},
-    view::{AddressesView, ControlPlaneView, Health, ImageView, ManifestProblem, NodeView, SourceView},
+    view::{
+        AddressesView, ControlPlaneView, Health, ImageDetails, ImageView, ManifestProblem, NodeView,
+        PullView, SourceView,
+    },
 };
 use berth_core::{error::Chain, roots::Roots, time::Wall};
 use berth_executor::NodeExecutor;
@@ -136,6 +140,7 @@ impl LocalApi {
 
 impl Backend for LocalApi {
     type Exec = LocalExec;
+    type Pull = LocalPull;
 
     async fn status(&self) -> NodeView {
         let (containerd, network, logd, dns) =
@@ -181,6 +186,26 @@ impl Backend for LocalApi {
         let names = self.runtime()?.import(&path).await.map_err(|e| from_runtime(&e))?;
         tracing::info!(archive = %path.display(), images = ?names, "imported");
         Ok(names)
+    }
+
+    async fn pull(&self, image: String) -> Result<LocalPull, ApiError> {
+        image_requests::pull(&self.executor, &image).await
+    }
+
+    fn pulls(&self) -> Vec<PullView> {
+        image_requests::pulls(&self.executor)
+    }
+
+    async fn remove_image(&self, image: String, force: bool) -> Result<Vec<String>, ApiError> {
+        image_requests::remove(&self.runtime()?, &image, force).await
+    }
+
+    async fn tag_image(&self, image: String, name: String) -> Result<String, ApiError> {
+        image_requests::tag(&self.runtime()?, &image, &name).await
+    }
+
+    async fn inspect_image(&self, image: String) -> Result<ImageDetails, ApiError> {
+        image_requests::inspect(&self.runtime()?, &image).await
     }
 
     async fn shutdown(&self, grace: u32) -> Result<(), ApiError> {

@@ -1,6 +1,11 @@
-//! `berth image`: changes to the images.
+//! `berth image`: pull, import, names, details and removal of images.
 
-use crate::{error::Error, output};
+use crate::{
+    error::Error,
+    output::{self, Output},
+    render::{image_page, pull_progress::Lines},
+    state,
+};
 use berth_api::{
     client::Client,
     message::{Reply, Request},
@@ -15,19 +20,108 @@ const IMPORT: Duration = Duration::from_secs(3600);
 /// Operations on images.
 #[derive(Debug, Subcommand)]
 pub enum Image {
+    /// Pull an image from its registry, with the node's credentials. Shows each layer.
+    Pull {
+        /// The image, as a pod names it.
+        image: String,
+    },
     /// Import an OCI archive.
     Import {
         /// Path of the archive.
         file: PathBuf,
     },
+    /// Remove a name of an image, and with the last one the image.
+    Rm {
+        /// Remove it also where a container uses it.
+        #[arg(short, long)]
+        force: bool,
+        /// The images.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Give an image another name.
+    Tag {
+        /// The image.
+        image: String,
+        /// The new name.
+        name: String,
+    },
+    /// Show the names, layers and settings of an image, and the containers that use it.
+    Inspect {
+        /// Output format.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+        /// The image.
+        image: String,
+    },
+}
+
+/// Runs the operation.
+pub(crate) async fn run(roots: &Roots, operation: Image) -> Result<(), Error> {
+    match operation {
+        Image::Pull { image } => pull(roots, image).await,
+        Image::Import { file } => import(roots, file).await,
+        Image::Rm { force, images } => remove(roots, force, images).await,
+        Image::Tag { image, name } => {
+            let request = Request::TagImage { image, name };
+            match ask(roots, &request).await? {
+                Reply::Tagged { name } => output::put(&format!("{name}\n")),
+                _ => Err(berth_api::Error::Unexpected.into()),
+            }
+        }
+        Image::Inspect { output, image } => {
+            match (ask(roots, &Request::InspectImage { image }).await?, output) {
+                (Reply::Image { image }, Output::Table) => output::put(&image_page::page(&image)),
+                (Reply::Image { image }, Output::Json) => output::put_json(&serde_json::to_value(&image)?),
+                _ => Err(berth_api::Error::Unexpected.into()),
+            }
+        }
+    }
+}
+
+async fn ask(roots: &Roots, request: &Request) -> Result<Reply, Error> {
+    let mut client = Client::connect(&roots.agent_socket()).await?;
+    Ok(client.ask(request, state::ANSWER).await?)
+}
+
+/// `berth image pull`: bars on a terminal, a line for each finished step elsewhere; the name and the digest at the end.
+/// Waits as long as the agent does, which gives up a pull that makes no progress.
+async fn pull(roots: &Roots, image: String) -> Result<(), Error> {
+    let mut client = Client::connect(&roots.agent_socket()).await?;
+    client.send(&Request::PullImage { image }).await?;
+    let mut lines = Lines::new(output::error_columns());
+    loop {
+        match client.next().await {
+            Ok(Reply::Pulling { progress }) => output::progress(&lines.step(&progress)),
+            Ok(Reply::Pulled { image }) => {
+                return output::put(&format!("{}@{}\n", image.name, image.digest));
+            }
+            Ok(_) => return Err(berth_api::Error::Unexpected.into()),
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 /// `berth image import`: prints the names of the imported images.
-pub(crate) async fn import(roots: &Roots, file: PathBuf) -> Result<(), Error> {
+async fn import(roots: &Roots, file: PathBuf) -> Result<(), Error> {
     let path = file.canonicalize().map_err(Error::io(format!("find {}", file.display())))?;
     let mut client = Client::connect(&roots.agent_socket()).await?;
     match client.ask(&Request::ImportImage { path }, IMPORT).await? {
         Reply::Imported { names } => output::put(&names.iter().map(|n| format!("{n}\n")).collect::<String>()),
         _ => Err(berth_api::Error::Unexpected.into()),
     }
+}
+
+/// `berth image rm`: prints the removed names.
+async fn remove(roots: &Roots, force: bool, images: Vec<String>) -> Result<(), Error> {
+    let mut client = Client::connect(&roots.agent_socket()).await?;
+    for image in images {
+        match client.ask(&Request::RemoveImage { image, force }, state::ANSWER).await? {
+            Reply::RemovedImages { names } => {
+                output::put(&names.iter().map(|n| format!("{n}\n")).collect::<String>())?;
+            }
+            _ => return Err(berth_api::Error::Unexpected.into()),
+        }
+    }
+    Ok(())
 }

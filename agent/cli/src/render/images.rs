@@ -31,7 +31,7 @@ pub(crate) fn json(images: &[ImageView]) -> Value {
     json!({ "apiVersion": "berth/v1", "kind": "ImageList", "items": items })
 }
 
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     let mut unit = "B";
     let mut whole = n;
     let mut tenths = 0;

@@ -2,10 +2,15 @@
 
 use berth_api::{
     message::{ErrorCode, ExecPaths, ExecSpec, Size},
-    view::{Health, ImageView, NodeView, PodView},
+    view::{Health, ImageDetails, ImageView, NodeView, PodView, PullView},
 };
-use berth_core::{ids::NodeName, roots::Roots, time::Wall};
-use berth_server::{ApiError, Backend, ExecSession, Server, WatchCache, bind, status_files};
+use berth_core::{
+    ids::NodeName,
+    image::{LayerProgress, LayerState, PullProgress},
+    roots::Roots,
+    time::Wall,
+};
+use berth_server::{ApiError, Backend, ExecSession, PullSession, Server, WatchCache, bind, status_files};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use std::{
     fs::{File, OpenOptions},
@@ -138,8 +143,31 @@ struct Agent {
     sizes: Arc<Mutex<Vec<Size>>>,
 }
 
+/// A pull of one layer in two steps.
+struct FakePull {
+    image: String,
+    steps: u64,
+}
+
+impl PullSession for FakePull {
+    async fn progress(&mut self) -> Option<PullProgress> {
+        self.steps = self.steps.checked_sub(1)?;
+        let digest = "sha256:0123456789abcdef".to_owned();
+        let state = if self.steps > 0 { LayerState::Downloading } else { LayerState::Extracted };
+        let layers = vec![LayerProgress { digest, state, done: 2048 - 1024 * self.steps, total: 2048 }];
+        Some(PullProgress { layers })
+    }
+    async fn end(self) -> Result<ImageView, ApiError> {
+        match self.image.as_str() {
+            "absent" => Err(ApiError::new(ErrorCode::Failed, "failed to pull: not found")),
+            _ => Ok(ImageView { name: self.image, digest: "sha256:aa".into(), size: Some(5), created: None }),
+        }
+    }
+}
+
 impl Backend for Agent {
     type Exec = HostExec;
+    type Pull = FakePull;
 
     async fn status(&self) -> NodeView {
         NodeView {
@@ -171,6 +199,29 @@ impl Backend for Agent {
     async fn import(&self, path: PathBuf) -> Result<Vec<String>, ApiError> {
         assert!(path.is_absolute());
         Ok(vec![format!("imported {}", path.file_name().unwrap().display())])
+    }
+
+    async fn pull(&self, image: String) -> Result<FakePull, ApiError> {
+        Ok(FakePull { image, steps: 2 })
+    }
+
+    async fn remove_image(&self, image: String, _force: bool) -> Result<Vec<String>, ApiError> {
+        Ok(vec![image])
+    }
+
+    async fn tag_image(&self, _image: String, name: String) -> Result<String, ApiError> {
+        Ok(name)
+    }
+
+    async fn inspect_image(&self, image: String) -> Result<ImageDetails, ApiError> {
+        Ok(ImageDetails { names: vec![image], ..ImageDetails::default() })
+    }
+
+    fn pulls(&self) -> Vec<PullView> {
+        let layer = |state, done| LayerProgress { digest: "sha256:aa".into(), state, done, total: 3 << 20 };
+        let layers = vec![layer(LayerState::Present, 0), layer(LayerState::Downloading, 1 << 20)];
+        let progress = PullProgress { layers };
+        vec![PullView { image: "docker.io/library/i:2".into(), wanted: vec!["i:2".into()], progress }]
     }
 
     async fn prepare_exec(&self, spec: ExecSpec) -> Result<HostExec, ApiError> {

@@ -133,6 +133,7 @@ fn living() {
     node.run(&["images"]).is(0, "i:1", "");
     node.run(&["image", "import", "/dev/null"]).is(0, "imported null\n", "");
     node.run(&["image", "import", "/nowhere"]).is(1, "", "find /nowhere: No such file");
+    image_commands(&node);
     let view = pod("web", true, None);
     node.cache.event(EventRecord {
         involved: Involved::Pod { key: view.key, uid: view.uid },
@@ -149,6 +150,26 @@ fn living() {
     node.start(false);
     node.run(&["status"]).is(1, "containerd: does not answer", "");
     node.run(&["images"]).is(1, "", "containerd does not answer");
+}
+
+fn image_commands(node: &Node) {
+    let pulled = node.run(&["image", "pull", "i:9"]);
+    pulled.is(0, "i:9@sha256:aa\n", "0123456789ab is unpacked (2.0 KiB)");
+    node.run(&["image", "pull", "absent"]).is(1, "", "failed to pull: not found");
+    node.run(&["image", "rm", "a", "b"]).is(0, "a\nb\n", "");
+    node.run(&["image", "rm"]).is(2, "", "required");
+    node.run(&["image", "tag", "i:1", "i:3"]).is(0, "i:3\n", "");
+    node.run(&["image", "inspect", "i:1"]).is(0, "Name:                 i:1", "");
+    node.run(&["image", "inspect", "i:1", "-o", "json"]).is(0, "\"names\"", "");
+    // A pod that waits for a pull says how far it is.
+    let mut slow = pod("slow", false, None);
+    *slow.object.pointer_mut("/spec/containers/0/image").unwrap() = json!("i:2");
+    let uid = slow.uid.clone();
+    node.cache.publish(slow);
+    for command in [&["pods"][..], &["describe", "pod", "slow"]] {
+        node.run(command).is(0, "container app: pulling i:2: 1 of 2 layers, 4.0 MiB of 6.0 MiB", "");
+    }
+    node.cache.remove(&uid);
 }
 
 fn names() {

@@ -2,7 +2,7 @@
 //! bytes, or the server ends.
 
 use super::watch_cache::{Change, Interest, WatchCache};
-use crate::{ApiError, Backend, ExecSession};
+use crate::{ApiError, Backend, ExecSession, PullSession};
 use berth_api::{
     Error,
     frame::{self, FrameReader, REPLY_MAX, REQUEST_MAX},
@@ -94,6 +94,23 @@ impl<B: Backend> Connection<B> {
                 Ok(images) => self.reply(&Reply::Images { images }).await,
                 Err(error) => self.fail(error).await,
             },
+            Request::PullImage { image } => self.pull(image).await,
+            Request::Pulls => {
+                let pulls = self.backend.pulls();
+                self.reply(&Reply::Pulls { pulls }).await
+            }
+            Request::RemoveImage { image, force } => match self.backend.remove_image(image, force).await {
+                Ok(names) => self.reply(&Reply::RemovedImages { names }).await,
+                Err(error) => self.fail(error).await,
+            },
+            Request::TagImage { image, name } => match self.backend.tag_image(image, name).await {
+                Ok(name) => self.reply(&Reply::Tagged { name }).await,
+                Err(error) => self.fail(error).await,
+            },
+            Request::InspectImage { image } => match self.backend.inspect_image(image).await {
+                Ok(image) => self.reply(&Reply::Image { image: Box::new(image) }).await,
+                Err(error) => self.fail(error).await,
+            },
             Request::Shutdown { grace } => match self.backend.shutdown(grace).await {
                 Ok(()) => self.reply(&Reply::ShuttingDown).await,
                 Err(error) => self.fail(error).await,
@@ -151,6 +168,33 @@ impl<B: Backend> Connection<B> {
             }
         }
         self.reply(&Reply::Synced).await
+    }
+
+    /// Pulls an image and tells each step. The pull goes on where the client leaves.
+    async fn pull(&mut self, image: String) -> Result<(), Error> {
+        let mut session = match self.backend.pull(image).await {
+            Ok(session) => session,
+            Err(error) => return self.fail(error).await,
+        };
+        loop {
+            tokio::select! {
+                progress = session.progress() => match progress {
+                    Some(progress) => self.reply(&Reply::Pulling { progress }).await?,
+                    None => break,
+                },
+                received = self.reader.bytes() => match received? {
+                    Some(_) => {
+                        let message = "a pull takes no further requests";
+                        return self.fail(ApiError::new(ErrorCode::Invalid, message)).await;
+                    }
+                    None => return Ok(()),
+                },
+            }
+        }
+        match session.end().await {
+            Ok(image) => self.reply(&Reply::Pulled { image }).await,
+            Err(error) => self.fail(error).await,
+        }
     }
 
     async fn exec(&mut self, spec: ExecSpec) -> Result<(), Error> {
