@@ -32,7 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub(crate) struct Args {
     /// Run only this suite: fmt, clippy, deny, ebpf, arrows, docs, crates, plan (a million histories),
     /// mutations (a hundred thousand of each kind of input), services (five minutes of churn, two nodes),
-    /// node (all node suites), one of the node suites (demo, lifecycle, output, kill, parity), cluster (one
+    /// node (all node suites), one of the node suites (demo, lifecycle, output, pulls, kill, parity), cluster (one
     /// outage of a real control plane), or vm (Debian in a VM). A suite named here runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
