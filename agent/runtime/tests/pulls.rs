@@ -260,7 +260,9 @@ fn with_tls() -> (Registry, String) {
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], secret)
         .unwrap();
-    (Registry::start_with(Some(config)).unwrap(), certificate.pem())
+    let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, certificate.der());
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+    (Registry::start_with(Some(config)).unwrap(), pem)
 }
 
 #[tokio::test(flavor = "multi_thread")]
