@@ -240,7 +240,7 @@ impl Helper {
     /// The agent is gone: kills all commands but sessions and waits for their end. What a session's command is to
     /// its container does not depend on the agent.
     fn end(mut self) -> io::Result<()> {
-        self.running.retain(|r| !r.is_session());
+        self.running.retain(|r| !r.stays());
         self.running.iter_mut().for_each(Running::cancel);
         let last = Instant::now() + END_WITHIN;
         while !self.running.is_empty() && Instant::now() < last {

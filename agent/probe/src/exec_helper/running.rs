@@ -127,6 +127,11 @@ impl Running {
         self.session.is_some()
     }
 
+    /// Whether what is left of the command stays when the agent is gone.
+    pub(super) fn stays(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(CommandCgroup::keeps)
+    }
+
     /// Whether the command has ended or was given up.
     pub(super) fn is_answered(&self) -> bool {
         self.answered
@@ -151,7 +156,7 @@ impl Running {
     /// Kills the command, because its caller no longer waits. A session may have ended in this moment, by the hangup of
     /// its terminal: what is left of it was not to stay.
     pub(super) fn cancel(&mut self) {
-        if !self.answered || self.cgroup.as_ref().is_some_and(CommandCgroup::keeps) {
+        if !self.answered || self.stays() {
             self.answered = true;
             self.retry = None;
             self.destroy();
@@ -165,9 +170,13 @@ impl Running {
         reap(&mut self.first);
         let ended = reap(&mut self.command);
         let outcome = if self.answered { None } else { self.outcome(ended, now) };
-        if outcome.is_some() {
+        if let Some(outcome) = &outcome {
             self.answered = true;
             self.output = None;
+            // Of a command that never ran there is nothing that could stay.
+            if let (ExecOutcome::NotRun(_), Some(cgroup)) = (outcome, &mut self.cgroup) {
+                cgroup.doom();
+            }
         }
         if self.answered && self.retry.is_none_or(|at| at <= now) {
             self.clear(now);
