@@ -4,7 +4,7 @@
 
 use crate::{
     event::Event,
-    model::{Medium, Pod, PullPolicy, VolumeSource},
+    model::{Medium, Pod, VolumeSource},
 };
 
 /// The events about unsupported parts, in the order of the pod's volumes and containers. A pod that this node cannot run
@@ -30,17 +30,7 @@ pub fn unsupported(pod: &Pod) -> Vec<Event> {
             c.name
         ))
     });
-    let enforced = sizes.chain(storage).map(|text| Event::warning("NotEnforced", text));
-    let pulled = pod.all_containers().filter(|c| c.pull_policy == PullPolicy::Always).map(|c| {
-        Event::normal(
-            "NotPulled",
-            format!(
-                "imagePullPolicy of container {} is Always, but this node does not pull: {:?} is taken as it is here",
-                c.name, c.image
-            ),
-        )
-    });
-    enforced.chain(pulled).collect()
+    sizes.chain(storage).map(|text| Event::warning("NotEnforced", text)).collect()
 }
 
 #[cfg(test)]
@@ -71,9 +61,6 @@ mod tests {
         };
         let mut limited = Container::new("c".parse().unwrap(), "busybox:1");
         limited.resources.limits = [("ephemeral-storage".to_owned(), "1Mi".parse().unwrap())].into();
-        limited.pull_policy = PullPolicy::IfNotPresent;
-        let always =
-            Container { pull_policy: PullPolicy::Always, ..Container::new("d".parse().unwrap(), "busybox") };
         let key = PodKey { namespace: "ns".parse().unwrap(), name: "p".parse().unwrap() };
         let pod = Pod {
             volumes: vec![
@@ -81,16 +68,14 @@ mod tests {
                 empty("memory", Medium::Memory, Some("1Mi")),
                 empty("free", Medium::Disk, None),
             ],
-            containers: vec![limited, always],
+            containers: vec![limited],
             ..Pod::new("u".parse().unwrap(), key, "n".parse().unwrap())
         };
         let events: Vec<(String, String)> =
             unsupported(&pod).into_iter().map(|e| (e.reason, e.message)).collect();
         let reasons: Vec<&str> = events.iter().map(|(reason, _)| reason.as_str()).collect();
-        assert_eq!(reasons, ["NotEnforced", "NotEnforced", "NotPulled"]);
-        for (n, part) in
-            ["sizeLimit 1Mi of volume disk", "limit 1Mi of container c", "\"busybox\""].iter().enumerate()
-        {
+        assert_eq!(reasons, ["NotEnforced", "NotEnforced"]);
+        for (n, part) in ["sizeLimit 1Mi of volume disk", "limit 1Mi of container c"].iter().enumerate() {
             assert!(events[n].1.contains(part), "{events:?}");
         }
     }
