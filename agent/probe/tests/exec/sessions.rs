@@ -144,7 +144,8 @@ fn session_has_a_terminal() {
         let mut user = process();
         user["user"] = json!({"uid": 1000, "gid": 1000});
         let script = "tty; ls -ln $(tty); ls -1 /proc/self/fd; echo there >/dev/tty; echo go; read x; stty size; \
-                      trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 100; done";
+                      trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 1; done";
+        // The shell takes a ^C that comes before it has started `sleep` once that ends.
         let target = container.shell(&user, script);
         let mut session = prober.session(&target, Stdio::Terminal).await.unwrap();
         let terminal = blocking(&mut session);
