@@ -109,37 +109,47 @@ fn matches(place: &str, repository: &str) -> bool {
 
 /// Go's `filepath.Match` within one label: `*`, `?`, `[a-z]` and `\` before a character. A malformed pattern matches
 /// nothing.
+///
+/// Where the rest of the glob does not match, only the last `*` takes one more character: what an earlier one took stays
+/// right. So the time grows with the product of both lengths, whatever a pull secret holds.
 fn glob_matches(glob: &str, text: &str) -> bool {
     let (glob, text): (Vec<char>, Vec<char>) = (glob.chars().collect(), text.chars().collect());
-    glob_at(&glob, &text)
+    let (mut glob, mut text) = (glob.as_slice(), text.as_slice());
+    // What follows the last `*`, and the text from which it is tried.
+    let mut star: Option<(&[char], &[char])> = None;
+    loop {
+        match (glob.split_first(), text.split_first()) {
+            (Some(('*', rest)), _) => (star, glob) = (Some((rest, text)), rest),
+            (None, None) => return true,
+            (_, found) => {
+                let matched = found.and_then(|(c, after)| Some((one_matches(glob, *c)?, after)));
+                let Some((rest, after)) = matched.or_else(|| {
+                    let (rest, (_, later)) =
+                        star.and_then(|(rest, from)| Some((rest, from.split_first()?)))?;
+                    star = Some((rest, later));
+                    Some((rest, later))
+                }) else {
+                    return false;
+                };
+                (glob, text) = (rest, after);
+            }
+        }
+    }
 }
 
-fn glob_at(glob: &[char], text: &[char]) -> bool {
-    let Some((first, rest)) = glob.split_first() else { return text.is_empty() };
+/// What follows the first element of a glob, which is no `*`; `None` where that does not match the character.
+fn one_matches(glob: &[char], found: char) -> Option<&[char]> {
+    let (first, rest) = glob.split_first()?;
     match first {
-        '*' => {
-            let rest =
-                rest.iter().position(|c| *c != '*').map_or(&[][..], |at| rest.get(at..).unwrap_or_default());
-            if rest.is_empty() {
-                return true;
-            }
-            (0..=text.len()).any(|skip| text.get(skip..).is_some_and(|text| glob_at(rest, text)))
-        }
-        '?' => text.split_first().is_some_and(|(_, text)| glob_at(rest, text)),
-        '[' => match (class(rest, text.first().copied()), text.split_first()) {
-            (Some((true, rest)), Some((_, text))) => glob_at(rest, text),
-            _ => false,
-        },
-        '\\' => match (rest.split_first(), text.split_first()) {
-            (Some((wanted, rest)), Some((found, text))) => wanted == found && glob_at(rest, text),
-            _ => false,
-        },
-        wanted => text.split_first().is_some_and(|(found, text)| wanted == found && glob_at(rest, text)),
+        '?' => Some(rest),
+        '[' => class(rest, found).and_then(|(within, rest)| within.then_some(rest)),
+        '\\' => rest.split_first().and_then(|(wanted, rest)| (*wanted == found).then_some(rest)),
+        wanted => (*wanted == found).then_some(rest),
     }
 }
 
 /// Whether a character is in the class that begins here, and what follows the class; `None` for a malformed one.
-fn class(mut glob: &[char], found: Option<char>) -> Option<(bool, &[char])> {
+fn class(mut glob: &[char], found: char) -> Option<(bool, &[char])> {
     let negated = glob.first() == Some(&'^');
     if negated {
         glob = glob.get(1..)?;
@@ -155,7 +165,7 @@ fn class(mut glob: &[char], found: Option<char>) -> Option<(bool, &[char])> {
         if glob.first() == Some(&'-') {
             (high, glob) = class_char(glob.get(1..)?)?;
         }
-        within |= found.is_some_and(|c| (low..=high).contains(&c));
+        within |= (low..=high).contains(&found);
         ranges += 1;
     }
 }

@@ -152,6 +152,14 @@ fn globs_are_those_of_go() {
 }
 
 #[test]
+fn a_glob_of_many_stars_takes_no_more_than_the_product_of_both_lengths() {
+    let (stars, text) = ("*a".repeat(2000), "a".repeat(250));
+    assert!(!glob_matches(&format!("{}*b", "*a".repeat(60)), &text));
+    assert!(!glob_matches(&stars, &text), "it wants more than there is");
+    assert!(glob_matches(&format!("{}*", "*a".repeat(60)), &text));
+}
+
+#[test]
 fn what_is_no_place_is_left_out() {
     for place in ["a b.io", "quay.io:port", "[::1", "[::1]x", "quay.io:50:60x"] {
         assert!(keyring(&[place]).is_empty(), "{place}");
