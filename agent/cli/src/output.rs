@@ -3,7 +3,10 @@
 
 use crate::{error::Error, table::Table};
 use clap::{Args, ValueEnum};
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    os::fd::BorrowedFd,
+};
 
 /// Output format of most commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,13 +41,16 @@ pub struct OutputArgs {
 /// The terminal's width in columns; `None` where standard output is no terminal, so that programs
 /// get whole cells.
 pub(crate) fn columns() -> Option<usize> {
-    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok()?;
-    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+    columns_of(rustix::stdio::stdout())
 }
 
-/// The width of the terminal at standard error; `None` where it is none.
+/// The same of standard error.
 pub(crate) fn error_columns() -> Option<usize> {
-    let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr()).ok()?;
+    columns_of(rustix::stdio::stderr())
+}
+
+fn columns_of(stream: BorrowedFd<'_>) -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 

@@ -4,7 +4,7 @@
 //! clients take a third each, and a client without a slot always finds a free one (the "dynamic
 //! threshold" of shared-memory switches).
 
-use berth_core::sync::lock;
+use crate::sync::lock;
 use std::{
     collections::HashMap,
     net::IpAddr,
@@ -13,7 +13,7 @@ use std::{
 
 /// The slots and their holders. Clones share the same slots.
 #[derive(Debug, Clone)]
-pub(super) struct Shares {
+pub struct Shares {
     most: usize,
     held: Arc<Mutex<Held>>,
 }
@@ -26,19 +26,19 @@ struct Held {
 
 /// One slot, released on drop.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub struct Slot {
     client: IpAddr,
     shares: Shares,
 }
 
 impl Shares {
     /// Returns `most` slots, all free.
-    pub(super) fn new(most: usize) -> Shares {
+    pub fn new(most: usize) -> Shares {
         Shares { most, held: Arc::default() }
     }
 
     /// A slot for that client, if its share allows one.
-    pub(super) fn take(&self, client: IpAddr) -> Option<Slot> {
+    pub fn take(&self, client: IpAddr) -> Option<Slot> {
         let client = client.to_canonical();
         let mut held = self.held();
         let free = self.most.saturating_sub(held.total);
@@ -52,7 +52,7 @@ impl Shares {
     }
 
     /// Whether no slot is held.
-    pub(super) fn unused(&self) -> bool {
+    pub fn unused(&self) -> bool {
         self.held().total == 0
     }
 
@@ -100,5 +100,23 @@ mod tests {
         drop((first, second, others));
         assert!(shares.unused() && shares.held().by_client.is_empty());
         assert_eq!(fill(&shares, client(9)).len(), 64);
+    }
+
+    #[test]
+    fn an_address_holds_at_most_half_of_the_places() {
+        let shares = Shares::new(8);
+        let enter = |last| shares.take([10, 0, 0, last].into());
+        let mut first: Vec<Slot> = std::iter::from_fn(|| enter(1)).collect();
+        assert_eq!(first.len(), 4);
+        let second: Vec<Slot> = std::iter::from_fn(|| enter(2)).collect();
+        assert_eq!(second.len(), 2);
+        let third = enter(3).unwrap();
+        assert!(enter(1).is_none() && enter(2).is_none());
+        first.clear();
+        drop(third);
+        assert!(enter(2).is_some(), "places that are given back count for everybody");
+        drop(second);
+        let held = shares.held();
+        assert_eq!((held.total, held.by_client.len()), (0, 0));
     }
 }

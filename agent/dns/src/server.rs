@@ -3,7 +3,7 @@
 //! Tasks, all owned by [`serve`] and ended with it: for each address one that reads datagrams and
 //! one that accepts TCP connections, one that watches the zone file and resolv.conf, and one for
 //! the local socket. Forwarded questions and TCP connections have a task each, at most [`FORWARDS`]
-//! and [`STREAMS`], shared fairly among clients ([`shares`]). Equal questions are forwarded once
+//! and [`STREAMS`], shared fairly among clients ([`berth_core::shares`]). Equal questions are forwarded once
 //! ([`pending`]).
 //!
 //! Invariants: an answer from the zone waits for nothing. The zone in use is replaced completely; a
@@ -23,18 +23,16 @@ mod datagrams;
 mod files;
 mod handover;
 mod pending;
-mod shares;
 mod stream;
 
 use crate::{address, cache::Cache, error::Error, forward::Upstreams, index::Index};
-use berth_core::roots::Roots;
+use berth_core::{roots::Roots, shares::Shares};
 use berth_sys::service;
 use bind::Pair;
 use control::{Active, End};
 use handover::Start;
 use hickory_proto::rr::Name;
 use pending::Pending;
-use shares::Shares;
 use std::{
     io,
     net::{IpAddr, SocketAddr},

@@ -3,7 +3,8 @@
 
 use crate::node_executor::blocking;
 use berth_core::{
-    image::{Credential, DockerConfig, Keyring},
+    error::Chain,
+    image::{Credential, DockerConfig, DockerConfigError, Keyring},
     model::{ObjectKind, Pod},
     plan::Failure,
     roots::Roots,
@@ -11,18 +12,24 @@ use berth_core::{
 };
 use berth_pods::Context;
 use berth_runtime::reference;
+use berth_sys::Error;
 use std::{
-    fs::File,
-    io::{self, Read},
+    fmt::Display,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
 /// The largest configuration that is read (`maxReadLength`, `pkg/credentialprovider/config.go`).
-const MAX_FILE: u64 = 10 << 20;
+const MAX_FILE: usize = 10 << 20;
 
-/// Types of Secrets with credentials, and the key of each.
-const TYPES: [(&str, &str); 2] =
-    [("kubernetes.io/dockerconfigjson", ".dockerconfigjson"), ("kubernetes.io/dockercfg", ".dockercfg")];
+/// A reader of one form of a configuration.
+type Read = fn(&[u8]) -> Result<DockerConfig, DockerConfigError>;
+
+/// Types of Secrets with credentials, the key of each, and how its value is read.
+const TYPES: [(&str, &str, Read); 2] = [
+    ("kubernetes.io/dockerconfigjson", ".dockerconfigjson", DockerConfig::from_config_json),
+    ("kubernetes.io/dockercfg", ".dockercfg", DockerConfig::from_dockercfg),
+];
 
 /// The credentials for the image, in the order in which they are tried. Without any, the registry is asked without one.
 ///
@@ -57,16 +64,11 @@ fn of_secrets(context: &Context) -> Result<Keyring, Failure> {
         let Value::Known(secret) = context.objects.get(ObjectKind::Secret, &pod.key.namespace, name) else {
             continue;
         };
-        for (kind, key) in TYPES {
+        for (kind, key, read) in TYPES {
             let Some(bytes) = secret.data.get(key).filter(|bytes| !bytes.is_empty()) else { continue };
             if secret.kind.as_deref() != Some(kind) {
                 continue;
             }
-            let read = if key == ".dockercfg" {
-                DockerConfig::from_dockercfg
-            } else {
-                DockerConfig::from_config_json
-            };
             let config = read(bytes).map_err(|e| {
                 Failure::new(
                     "ErrImagePull",
@@ -99,32 +101,18 @@ fn read_node(first: &Path, home: Option<&Path>) -> Option<DockerConfig> {
     let home = home.unwrap_or(root);
     let json = [first.to_owned(), PathBuf::new(), home.join(".docker"), root.join(".docker")];
     let old = [first.to_owned(), PathBuf::new(), home.to_owned(), root.to_owned()];
-    let json =
-        json.iter().map(|dir| (dir.join("config.json"), DockerConfig::from_config_json as fn(&[u8]) -> _));
-    let old = old.iter().map(|dir| (dir.join(".dockercfg"), DockerConfig::from_dockercfg as fn(&[u8]) -> _));
+    let json = json.iter().map(|dir| (dir.join("config.json"), DockerConfig::from_config_json as Read));
+    let old = old.iter().map(|dir| (dir.join(".dockercfg"), DockerConfig::from_dockercfg as Read));
     json.chain(old).find_map(|(path, read)| {
-        let bytes = match read_file(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
-            Err(e) => {
-                tracing::warn!(path = %path.display(), why = %e, "cannot read the node's credentials for registries");
-                return None;
-            }
+        let unreadable = |why: &dyn Display| {
+            tracing::warn!(path = %path.display(), %why, "cannot read the node's credentials for registries");
         };
-        match read(&bytes) {
-            Ok(config) => Some(config),
-            Err(e) => {
-                tracing::warn!(path = %path.display(), why = %e, "cannot read the node's credentials for registries");
-                None
-            }
-        }
+        let bytes = match berth_sys::fs::read_limited(&path, MAX_FILE) {
+            Err(Error::Open { source, .. }) if source.kind() == ErrorKind::NotFound => return None,
+            read => read.inspect_err(|e| unreadable(&Chain(e))).ok()?,
+        };
+        read(&bytes).inspect_err(|e| unreadable(e)).ok()
     })
-}
-
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -58,8 +58,8 @@ pub struct PullState {
     pub progress: PullProgress,
 }
 
-/// A pull that a person asked for. Dropping it does not end the pull.
-#[derive(Debug)]
+/// A view of a pull, which may be one that a person asked for. Dropping it does not end the pull.
+#[derive(Debug, Clone)]
 pub struct PullByHand {
     outcome: watch::Receiver<Option<Outcome>>,
     progress: watch::Receiver<PullProgress>,
@@ -101,8 +101,7 @@ async fn end_of(outcome: &mut watch::Receiver<Option<Outcome>>) -> Outcome {
 struct Running {
     /// The names as containers have them.
     wanted: BTreeSet<String>,
-    outcome: watch::Receiver<Option<Outcome>>,
-    progress: watch::Receiver<PullProgress>,
+    view: PullByHand,
 }
 
 /// The pulls of a node.
@@ -152,12 +151,13 @@ impl Pulls {
         let mut running = lock(&self.0.running);
         if let Some(known) = running.get_mut(&key) {
             known.wanted.insert(image.to_owned());
-            return PullByHand { outcome: known.outcome.clone(), progress: known.progress.clone() };
+            return known.view.clone();
         }
         let (outcome, ended) = watch::channel(None);
         let (progress, shown) = watch::channel(PullProgress::default());
+        let view = PullByHand { outcome: ended, progress: shown };
         let wanted = BTreeSet::from([image.to_owned()]);
-        running.insert(key.clone(), Running { wanted, outcome: ended.clone(), progress: shown.clone() });
+        running.insert(key.clone(), Running { wanted, view: view.clone() });
         let shared = Arc::downgrade(&self.0);
         let mut tasks = lock(&self.0.tasks);
         while tasks.try_join_next().is_some() {}
@@ -170,7 +170,7 @@ impl Pulls {
             }
             outcome.send_replace(Some(end));
         });
-        PullByHand { outcome: ended, progress: shown }
+        view
     }
 
     /// Releases what pulls without success have left, once they are not tried again.
@@ -184,7 +184,7 @@ impl Pulls {
         let state = |((image, _), r): (&Key, &Running)| PullState {
             image: image.clone(),
             wanted: r.wanted.iter().cloned().collect(),
-            progress: r.progress.borrow().clone(),
+            progress: r.view.progress.borrow().clone(),
         };
         let mut list: Vec<PullState> = running.iter().map(state).collect();
         list.sort_by(|a, b| a.image.cmp(&b.image));

@@ -2,9 +2,11 @@
 //! texts and codes are the kubelet's (Kubernetes 1.36, `pkg/kubelet/server`).
 //!
 //! [`server`] owns the sockets: TLS, limits, the end. [`tls`] has certificates, `auth` says who asks and whether it is
-//! allowed, `logs` and `node_logs` serve output and files, [`health`] the checks. Pure modules: [`path`] decodes a request's path, [`routes`] is the table of paths, `head` refuses a request with two readings, [`attributes()`] says what a request
-//! asks to do. [`NodeBackend`], [`Statistics`] and [`Reviewer`] are what the server needs of the rest of the agent; the
-//! wiring implements them. `streams` serves exec, attach, run and port-forward.
+//! allowed, `logs` and `node_logs` serve output and files, [`health`] the checks, [`metrics`] counts requests. Pure
+//! modules: [`path`] decodes a request's path, [`routes`] is the table of paths, `head` refuses a request with two
+//! readings, [`attributes()`] says what a request asks to do. [`NodeBackend`], [`Statistics`] and [`Reviewer`] are what
+//! the server needs of the rest of the agent; the wiring implements them. `streams` serves exec, attach, run and
+//! port-forward.
 #![forbid(unsafe_code)]
 
 mod attributes;
@@ -15,7 +17,6 @@ mod head;
 pub mod health;
 mod logs;
 pub mod metrics;
-mod newcomers;
 mod node_logs;
 pub mod path;
 mod peer;

@@ -39,7 +39,8 @@ impl Peer {
         Peer { socket, vanished: VANISHED, look: Box::pin(sleep(PAUSE)) }
     }
 
-    /// Ready once the client has vanished; looked at with each operation, and when it is time. Reads and writes are polled by one task, whose waker this keeps.
+    /// Ready once the client has vanished; looked at with each operation, and when it is time. Reads and writes are
+    /// polled by one task, whose waker this keeps.
     fn poll_vanished(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         loop {
             ready!(self.look.as_mut().poll(context));

@@ -16,12 +16,12 @@ use crate::{
     auth::Refusal,
     head,
     metrics::InFlight,
-    newcomers::{Newcomers, Place},
     path::RequestPath,
     peer::Peer,
     response,
     routes::{Found, find},
 };
+use berth_core::shares::{Shares, Slot};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -115,7 +115,7 @@ impl NodeApi {
     /// Serves until `stop` changes or its sender is dropped.
     pub async fn run(self, listener: TcpListener, mut stop: watch::Receiver<()>) {
         let all = Arc::new(Semaphore::new(self.limits.connections));
-        let newcomers = Newcomers::new(self.limits.newcomers);
+        let newcomers = Shares::new(self.limits.newcomers);
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
         let (drain, api, stopping) = (self.limits.drain, Arc::new(self), stop.clone());
         let mut connections = JoinSet::new();
@@ -150,13 +150,13 @@ impl NodeApi {
 async fn accept(
     listener: &TcpListener,
     all: &Arc<Semaphore>,
-    newcomers: &Arc<Newcomers>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit, Place)> {
+    newcomers: &Shares,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit, Slot)> {
     let permit =
         Arc::clone(all).acquire_owned().await.map_err(|_closed| io::Error::other("the server has ended"))?;
     loop {
         let (stream, client) = listener.accept().await?;
-        if let Some(newcomer) = newcomers.enter(client.ip().to_canonical()) {
+        if let Some(newcomer) = newcomers.take(client.ip()) {
             return Ok((stream, permit, newcomer));
         }
         tracing::debug!(%client, "a connection to the node's API was refused: its address has too many");
@@ -183,7 +183,7 @@ pub struct Connection {
     /// The client's certificate chain; empty where it sent none.
     chain: Vec<CertificateDer<'static>>,
     /// The place among the newcomers, until a request is allowed.
-    newcomer: Mutex<Option<Place>>,
+    newcomer: Mutex<Option<Slot>>,
     /// Notified when the head of the first request is there.
     first: Notify,
     /// Changes when the server stops. Whoever serves an upgraded connection ends with it.
@@ -191,7 +191,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn new(newcomer: Place, stopped: watch::Receiver<()>) -> Connection {
+    fn new(newcomer: Slot, stopped: watch::Receiver<()>) -> Connection {
         Connection { chain: Vec::new(), newcomer: Mutex::new(Some(newcomer)), first: Notify::new(), stopped }
     }
 

@@ -259,6 +259,14 @@ impl Runtime {
         Ok(absent(call("look up image", name, RECORD, get).await)?.and_then(|r| r.image))
     }
 
+    /// containerd's records of all images.
+    async fn image_records(&self) -> Result<Vec<Record>, Error> {
+        let client = self.client();
+        let mut service = client.images();
+        let list = service.list(client.request(ListImagesRequest::default(), RECORD));
+        Ok(call("list", "images", RECORD, list).await?.images)
+    }
+
     /// The image with exactly this name, and its size in bytes.
     pub(crate) async fn sized_image(&self, name: &str) -> Result<Option<(Image, u64)>, Error> {
         let target = self.image_record(name).await?.and_then(|record| record.target);
@@ -275,15 +283,7 @@ impl Runtime {
         if !is_digest {
             return Ok(None);
         }
-        let client = self.client();
-        let all = call(
-            "list",
-            "images",
-            RECORD,
-            client.images().list(client.request(ListImagesRequest::default(), RECORD)),
-        )
-        .await?;
-        for image in all.images {
+        for image in self.image_records().await? {
             let Some(target) = image.target else { continue };
             let content = match self.image_content(&image.name, &target).await {
                 Ok(content) => content,
@@ -315,16 +315,9 @@ impl Runtime {
 
     /// All images in containerd's store, by name.
     pub async fn images(&self) -> Result<Vec<ImageSummary>, Error> {
-        let client = self.client();
-        let reply = call(
-            "list",
-            "images",
-            RECORD,
-            client.images().list(client.request(ListImagesRequest::default(), RECORD)),
-        )
-        .await?;
-        let mut all = Vec::with_capacity(reply.images.len());
-        for image in reply.images {
+        let records = self.image_records().await?;
+        let mut all = Vec::with_capacity(records.len());
+        for image in records {
             let Some(target) = image.target else { continue };
             let size = match self.image_content(&image.name, &target).await {
                 Ok(content) => Some(content.size),

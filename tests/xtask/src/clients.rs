@@ -73,13 +73,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     };
     let bin = peers::get(&["kubectl", "kubectl-1.29", "metrics-server", "promtool", "kube-apiserver"])?;
     let options = Options {
-        node: args.node,
-        etcd: Etcd::New,
-        goaway_chance: 0.0,
-        audit: Audit::OfNodes,
         bootstrap: args.node == Node::Berth,
         keep: args.keep,
-        release: false,
+        ..Options::new(args.node, Etcd::New, Audit::OfNodes)
     };
     let cluster = cluster::start(&dir, &options)?;
     let stage = Stage { cluster: &cluster, node: args.node, bin: &bin, args };

@@ -90,6 +90,13 @@ pub(crate) struct Options {
     pub(crate) release: bool,
 }
 
+impl Options {
+    /// A cluster that nothing disturbs, with the plain build of the agent, which joins by a certificate.
+    pub(crate) fn new(node: Node, etcd: Etcd, audit: Audit) -> Options {
+        Options { node, etcd, goaway_chance: 0.0, audit, bootstrap: false, keep: false, release: false }
+    }
+}
+
 /// What runs pods on the one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Node {

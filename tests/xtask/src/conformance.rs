@@ -47,15 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     setup::for_conformance()?;
     let bin = peers::get(&["e2e.test", "agnhost"])?;
     let dir = tools::cache()?.join("conformance");
-    let options = Options {
-        bootstrap: false,
-        node: args.node,
-        etcd: Etcd::New,
-        goaway_chance: 0.0,
-        audit: Audit::ToNodes,
-        keep: args.keep,
-        release: false,
-    };
+    let options = Options { keep: args.keep, ..Options::new(args.node, Etcd::New, Audit::ToNodes) };
     let cluster = cluster::start(&dir, &options)?;
     let ports = if args.node == Node::Berth { cluster.add_host_ports() } else { Ok(()) };
     let done = ports.and_then(|()| run_tests(&cluster, &bin, &focus)).and_then(|found| {

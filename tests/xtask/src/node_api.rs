@@ -129,15 +129,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 
 /// The statuses of a node on a cluster that is ended afterwards.
 fn on(node: Node, dir: &Path, keep: bool) -> Result<Statuses> {
-    let options = Options {
-        node,
-        etcd: Etcd::Old,
-        goaway_chance: 0.0,
-        audit: Audit::ToNodes,
-        bootstrap: false,
-        keep,
-        release: false,
-    };
+    let options = Options { keep, ..Options::new(node, Etcd::Old, Audit::ToNodes) };
     let cluster = cluster::start(dir, &options)?;
     let asked = ask_all(&cluster);
     if keep && asked.is_err() {

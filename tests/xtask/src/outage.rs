@@ -84,15 +84,7 @@ fn on_a_cluster(
 ) -> Result<Vec<Verdict>> {
     let keep = args.keep;
     let dir = args.dir.clone().map_or_else(|| Ok(tools::cache()?.join("outage")), Ok::<_, anyhow::Error>)?;
-    let options = Options {
-        node: Node::Berth,
-        etcd,
-        goaway_chance: 0.0,
-        audit: Audit::OfNodes,
-        bootstrap: false,
-        keep,
-        release: false,
-    };
+    let options = Options { keep, ..Options::new(Node::Berth, etcd, Audit::OfNodes) };
     let cluster = cluster::start(&dir, &options)?;
     let done = work(&cluster);
     let good = done.as_ref().is_ok_and(|all| all.iter().all(Verdict::is_good));

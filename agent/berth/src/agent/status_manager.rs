@@ -268,7 +268,7 @@ impl PodReports for StatusManager {
             // the source yet does not know the pod's past.
             observed: is_observed(&entry.report) && entry.desired.is_some(),
             may_run: status.init_containers.iter().chain(&status.containers).any(runs),
-            reclaimed: entry.torn_down || entry.report.reclaimed,
+            reclaimed: entry.report.reclaimed,
         })
     }
 }

@@ -32,14 +32,11 @@ impl Lines {
 
     fn bars(&mut self, progress: &PullProgress) -> String {
         let mut text = if self.drawn > 0 { format!("\x1b[{}A", self.drawn) } else { String::new() };
-        let (finished, open): (Vec<_>, Vec<_>) = progress
-            .layers
-            .iter()
-            .partition(|l| matches!(l.state, LayerState::Extracted | LayerState::Present));
-        let mut rows: Vec<String> = open.iter().take(MOST_BARS).map(|l| bar(l)).collect();
-        let all = progress.layers.len();
+        let open = progress.layers.iter().filter(|l| !l.is_finished());
+        let mut rows: Vec<String> = open.take(MOST_BARS).map(bar).collect();
+        let (done, all) = (progress.finished(), progress.layers.len());
         let (fetched, total) = (bytes(progress.fetched()), bytes(progress.total()));
-        rows.push(format!("{} of {all} layers done, {fetched} of {total}", finished.len()));
+        rows.push(format!("{done} of {all} layers done, {fetched} of {total}"));
         // Rows that are not needed any more are cleared.
         rows.resize(rows.len().max(self.drawn), String::new());
         for row in &rows {

@@ -41,6 +41,13 @@ pub enum LayerState {
     Present,
 }
 
+impl LayerProgress {
+    /// Whether the layer is unpacked or was there before.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.state, LayerState::Extracted | LayerState::Present)
+    }
+}
+
 impl PullProgress {
     /// Bytes of all known layers.
     pub fn total(&self) -> u64 {
@@ -59,7 +66,7 @@ impl PullProgress {
 
     /// Number of the layers that are unpacked or were there before.
     pub fn finished(&self) -> usize {
-        self.layers.iter().filter(|l| matches!(l.state, LayerState::Extracted | LayerState::Present)).count()
+        self.layers.iter().filter(|l| l.is_finished()).count()
     }
 }
 

@@ -3,7 +3,6 @@
 use super::{
     Server,
     pending::{self, Role},
-    shares::Slot,
 };
 use crate::{
     cache::{Cache, Key},
@@ -12,7 +11,7 @@ use crate::{
     resolve::{Step, resolve},
 };
 use berth_api::dns::{Counts, Status};
-use berth_core::sync::lock;
+use berth_core::{shares::Slot, sync::lock};
 use hickory_proto::{
     op::ResponseCode,
     rr::{Name, Record, RecordType},

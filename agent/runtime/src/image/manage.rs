@@ -7,9 +7,7 @@ use crate::{
     error::{Error, Kind, absent, present},
     reference,
 };
-use containerd_client::services::v1::{
-    CreateImageRequest, DeleteImageRequest, ListImagesRequest, UpdateImageRequest,
-};
+use containerd_client::services::v1::{CreateImageRequest, DeleteImageRequest, UpdateImageRequest};
 
 /// Details of an image.
 #[derive(Debug, Clone)]
@@ -43,12 +41,9 @@ impl Runtime {
 
     /// All names that point to this digest, sorted.
     async fn names_of(&self, digest: &str) -> Result<Vec<String>, Error> {
-        let client = self.client();
-        let mut service = client.images();
-        let list = service.list(client.request(ListImagesRequest::default(), RECORD));
-        let all = call("list", "images", RECORD, list).await?.images;
         let points = |i: &super::Record| i.target.as_ref().is_some_and(|t| t.digest == digest);
-        let mut names: Vec<String> = all.into_iter().filter(points).map(|i| i.name).collect();
+        let mut names: Vec<String> =
+            self.image_records().await?.into_iter().filter(points).map(|i| i.name).collect();
         names.sort();
         Ok(names)
     }

@@ -86,35 +86,35 @@ impl<B: Backend> Connection<B> {
                 self.reply(&Reply::Events { events }).await
             }
             Request::Exec(spec) => self.exec(spec).await,
-            Request::ImportImage { path } => match self.backend.import(path).await {
-                Ok(names) => self.reply(&Reply::Imported { names }).await,
-                Err(error) => self.fail(error).await,
-            },
-            Request::Images => match self.backend.images().await {
-                Ok(images) => self.reply(&Reply::Images { images }).await,
-                Err(error) => self.fail(error).await,
-            },
+            Request::ImportImage { path } => {
+                let names = self.backend.import(path).await;
+                self.outcome(names.map(|names| Reply::Imported { names })).await
+            }
+            Request::Images => {
+                let images = self.backend.images().await;
+                self.outcome(images.map(|images| Reply::Images { images })).await
+            }
             Request::PullImage { image } => self.pull(image).await,
             Request::Pulls => {
                 let pulls = self.backend.pulls();
                 self.reply(&Reply::Pulls { pulls }).await
             }
-            Request::RemoveImage { image, force } => match self.backend.remove_image(image, force).await {
-                Ok(names) => self.reply(&Reply::RemovedImages { names }).await,
-                Err(error) => self.fail(error).await,
-            },
-            Request::TagImage { image, name } => match self.backend.tag_image(image, name).await {
-                Ok(name) => self.reply(&Reply::Tagged { name }).await,
-                Err(error) => self.fail(error).await,
-            },
-            Request::InspectImage { image } => match self.backend.inspect_image(image).await {
-                Ok(image) => self.reply(&Reply::Image { image: Box::new(image) }).await,
-                Err(error) => self.fail(error).await,
-            },
-            Request::Shutdown { grace } => match self.backend.shutdown(grace).await {
-                Ok(()) => self.reply(&Reply::ShuttingDown).await,
-                Err(error) => self.fail(error).await,
-            },
+            Request::RemoveImage { image, force } => {
+                let names = self.backend.remove_image(image, force).await;
+                self.outcome(names.map(|names| Reply::RemovedImages { names })).await
+            }
+            Request::TagImage { image, name } => {
+                let name = self.backend.tag_image(image, name).await;
+                self.outcome(name.map(|name| Reply::Tagged { name })).await
+            }
+            Request::InspectImage { image } => {
+                let image = self.backend.inspect_image(image).await;
+                self.outcome(image.map(|image| Reply::Image { image: Box::new(image) })).await
+            }
+            Request::Shutdown { grace } => {
+                let begun = self.backend.shutdown(grace).await;
+                self.outcome(begun.map(|()| Reply::ShuttingDown)).await
+            }
             Request::ExecGo | Request::Resize(_) | Request::CloseStdin => {
                 self.fail(ApiError::new(ErrorCode::Invalid, "no command is running")).await
             }
@@ -191,10 +191,8 @@ impl<B: Backend> Connection<B> {
                 },
             }
         }
-        match session.end().await {
-            Ok(image) => self.reply(&Reply::Pulled { image }).await,
-            Err(error) => self.fail(error).await,
-        }
+        let pulled = session.end().await;
+        self.outcome(pulled.map(|image| Reply::Pulled { image })).await
     }
 
     async fn exec(&mut self, spec: ExecSpec) -> Result<(), Error> {
@@ -234,6 +232,14 @@ impl<B: Backend> Connection<B> {
                     }
                 }
             }
+        }
+    }
+
+    /// Sends the reply of a request that may have failed.
+    async fn outcome(&mut self, outcome: Result<Reply, ApiError>) -> Result<(), Error> {
+        match outcome {
+            Ok(reply) => self.reply(&reply).await,
+            Err(error) => self.fail(error).await,
         }
     }
 

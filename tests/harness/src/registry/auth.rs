@@ -10,7 +10,7 @@ const ACCESS: &str = "access-of-the-test";
 /// Who may pull.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Auth {
-    /// Everyone.
+    /// Any client, without a credential.
     #[default]
     Open,
     /// A name with its password, sent with each request.

@@ -49,7 +49,7 @@ pub(crate) type Tls = StreamOwned<ClientConnection, TcpStream>;
 pub(crate) enum As {
     /// The owner of the certificate.
     Known,
-    /// Nobody.
+    /// A client without a certificate.
     Stranger,
 }
 

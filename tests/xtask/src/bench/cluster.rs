@@ -70,15 +70,7 @@ fn with_cluster(
 ) -> Result<Vec<Figure>> {
     out::timed("build berth, optimised", || tools::programs(Build::Release))?;
     let dir = tools::cache()?.join(dir);
-    let options = Options {
-        node: Node::None,
-        etcd: Etcd::New,
-        goaway_chance: 0.0,
-        audit,
-        bootstrap: false,
-        keep: false,
-        release: true,
-    };
+    let options = Options { release: true, ..Options::new(Node::None, Etcd::New, audit) };
     let cluster = cluster::start(&dir, &options)?;
     let measured = NODES
         .iter()

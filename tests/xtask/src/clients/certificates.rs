@@ -2,7 +2,7 @@
 //! listed, nothing restarts, no session breaks.
 
 use super::{Stage, live::Live};
-use crate::cluster::{AGENT, Asked, Cluster};
+use crate::cluster::{AGENT, Asked};
 use anyhow::{Context, Result, bail, ensure};
 use berth_harness::{
     image::BUSYBOX,
@@ -14,8 +14,6 @@ use std::{fs, path::PathBuf, time::Duration};
 const PODS: usize = 100;
 /// Client certificates, and serving certificates, that the node gets by rotation.
 const ROTATIONS: usize = 6;
-/// The controllers, which sign certificates.
-const CONTROLLERS: &str = "kube-controller-manager";
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -44,7 +42,7 @@ pub(super) fn rotate(stage: &Stage<'_>) -> Result<String> {
     let mut watch = stage.kubectl("kubectl").start(&["get", "pods", "--watch-only"])?;
     let mut seen = ["client", "server"].map(|purpose| Seen { purpose, file: PathBuf::new(), rotations: 0 });
     for own in &mut seen {
-        own.file = present(cluster, own.purpose)?;
+        own.file = cluster.node_certificate(own.purpose)?;
     }
     let patience = Duration::from_secs(stage.args.life) * (u32::try_from(ROTATIONS)? + 2);
     let mut said = 0_usize;
@@ -55,7 +53,7 @@ pub(super) fn rotate(stage: &Stage<'_>) -> Result<String> {
             cluster.kubectl(&["certificate", "approve", &name])?;
         }
         for own in &mut seen {
-            let now = present(cluster, own.purpose)?;
+            let now = cluster.node_certificate(own.purpose)?;
             own.rotations += usize::from(now != own.file);
             own.file = now;
         }
@@ -83,10 +81,9 @@ pub(super) fn rotate(stage: &Stage<'_>) -> Result<String> {
 /// Lets the controllers sign short-lived certificates, and the node get its first ones.
 fn short_lived(stage: &Stage<'_>) -> Result<()> {
     let cluster = stage.cluster;
-    cluster.kill(CONTROLLERS)?;
-    cluster.start_controllers_with_signing_duration(&format!("{}s", stage.args.life))?;
+    cluster.sign_for(&format!("{}s", stage.args.life))?;
     let starts = cluster.agent_starts()?;
-    let old = present(cluster, "client")?;
+    let old = cluster.node_certificate("client")?;
     cluster.kill(AGENT)?;
     fs::remove_file(cluster.node_kubeconfig()).context("cannot remove the node's kubeconfig")?;
     // The node asks for another serving certificate where it has none.
@@ -95,7 +92,7 @@ fn short_lived(stage: &Stage<'_>) -> Result<()> {
     cluster.start(AGENT)?;
     cluster.agent_runs(starts)?;
     wait::ok("the node has bootstrapped anew", PATIENCE, || {
-        ensure!(present(cluster, "client")? != old, "the client certificate is the old one");
+        ensure!(cluster.node_certificate("client")? != old, "the client certificate is the old one");
         Ok(())
     })?;
     cluster.approve_serving_certificate()
@@ -148,12 +145,6 @@ fn metrics(stage: &Stage<'_>) -> Result<()> {
         ensure!(errors == 0.0, "{name} {errors}");
     }
     Ok(())
-}
-
-/// The file of the present certificate.
-fn present(cluster: &Cluster, purpose: &str) -> Result<PathBuf> {
-    let link = cluster.node_pki().join(format!("kubelet-{purpose}-current.pem"));
-    fs::read_link(&link).with_context(|| format!("cannot read {}", link.display()))
 }
 
 fn many() -> String {

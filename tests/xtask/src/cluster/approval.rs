@@ -5,10 +5,31 @@ use anyhow::{Context, Result};
 use berth_harness::wait::{self, PATIENCE};
 use std::{fs, path::PathBuf};
 
+/// The controllers, which sign certificates.
+const CONTROLLERS: &str = "kube-controller-manager";
+
 impl Cluster {
     /// Directory of the certificates of a node that joined by a token.
     pub(crate) fn node_pki(&self) -> PathBuf {
         self.file("node/kubelet/pki")
+    }
+
+    /// The file of the present certificate of such a node (`client`, `server`).
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn node_certificate(&self, purpose: &str) -> Result<PathBuf> {
+        let link = self.node_pki().join(format!("kubelet-{purpose}-current.pem"));
+        fs::read_link(&link).with_context(|| format!("cannot read {}", link.display()))
+    }
+
+    /// Starts the controllers, which sign certificates, again: those that they sign from now on live this long (`20s`).
+    ///
+    /// # Errors
+    /// They do not end or do not start.
+    pub(crate) fn sign_for(&self, life: &str) -> Result<()> {
+        self.kill(CONTROLLERS)?;
+        self.start_controllers_with_signing_duration(life)
     }
 
     /// Waits until the agent says that its request for a serving certificate waits, approves it, and waits for the

@@ -77,15 +77,7 @@ pub(super) fn run(args: &LoadArgs, dir: &Path, keep: bool) -> Result<bool> {
         let built = tools::cargo(&["build", "--quiet", "--locked", "--package", "berth-load"]).status();
         ensure!(built.context("cannot run cargo")?.success(), "berth-load does not build");
     }
-    let options = Options {
-        node: Node::Berth,
-        etcd: Etcd::Old,
-        goaway_chance: 0.0,
-        audit: Audit::ToNodes,
-        bootstrap: false,
-        keep,
-        release: false,
-    };
+    let options = Options { keep, ..Options::new(Node::Berth, Etcd::Old, Audit::ToNodes) };
     let cluster = cluster::start(dir, &options)?;
     let done = loads(args, &cluster, load);
     if keep && !matches!(done, Ok(true)) {

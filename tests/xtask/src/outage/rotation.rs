@@ -4,7 +4,7 @@ use super::{load::STEADY, verdict::Verdict};
 use crate::cluster::{AGENT, Cluster};
 use anyhow::{Context, Result, ensure};
 use berth_harness::wait::{self, PATIENCE};
-use std::{fs, path::PathBuf};
+use std::fs;
 
 /// Life of the client certificates while they rotate. The agent renews one after 14 to 18 seconds.
 const LIFE: &str = "20s";
@@ -12,21 +12,17 @@ const LIFE: &str = "20s";
 /// Client certificates that the node gets by rotation.
 const ROTATIONS: usize = 2;
 
-/// The controllers, which sign certificates.
-const CONTROLLERS: &str = "kube-controller-manager";
-
 /// The node bootstraps anew while its pods run, and then renews short-lived certificates: nothing is listed,
 /// no pod is touched.
 pub(super) fn client_certificates(cluster: &Cluster) -> Result<()> {
-    cluster.kill(CONTROLLERS)?;
-    cluster.start_controllers_with_signing_duration(LIFE)?;
+    cluster.sign_for(LIFE)?;
     cluster.kill(AGENT)?;
     let starts = cluster.agent_starts()?;
     fs::remove_file(cluster.node_kubeconfig()).context("cannot remove the node's kubeconfig")?;
     let mut log = cluster.audit()?;
     cluster.start(AGENT)?;
     cluster.agent_runs(starts)?;
-    let mut seen = certificate(cluster)?;
+    let mut seen = cluster.node_certificate("client")?;
     wait::ok("the node has bootstrapped anew", PATIENCE, || {
         ensure!(cluster.node_kubeconfig().exists(), "there is no kubeconfig yet");
         Ok(())
@@ -36,7 +32,7 @@ pub(super) fn client_certificates(cluster: &Cluster) -> Result<()> {
     log.news()?;
     let mut rotations = 0;
     wait::ok("the certificate rotates", 3 * PATIENCE, || {
-        let now = certificate(cluster)?;
+        let now = cluster.node_certificate("client")?;
         if now != seen {
             rotations += 1;
             seen = now;
@@ -58,10 +54,4 @@ pub(super) fn client_certificates(cluster: &Cluster) -> Result<()> {
     let verdict = Verdict::of("rotation", before.until(&look, &[STEADY]), &others, pods, |_| true);
     ensure!(verdict.is_good(), "{verdict:#?}");
     Ok(())
-}
-
-/// The file of the present client certificate.
-fn certificate(cluster: &Cluster) -> Result<PathBuf> {
-    let link = cluster.node_pki().join("kubelet-client-current.pem");
-    fs::read_link(&link).with_context(|| format!("cannot read {}", link.display()))
 }

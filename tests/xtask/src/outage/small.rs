@@ -30,15 +30,7 @@ const ANSWERS: usize = 50;
 /// The cluster does not start or does not end.
 pub(crate) fn suite(tally: &mut Tally) -> Result<()> {
     let dir = tools::cache()?.join("suite");
-    let options = Options {
-        node: Node::Berth,
-        etcd: Etcd::New,
-        goaway_chance: 0.0,
-        audit: Audit::OfNodes,
-        bootstrap: true,
-        keep: false,
-        release: false,
-    };
+    let options = Options { bootstrap: true, ..Options::new(Node::Berth, Etcd::New, Audit::OfNodes) };
     let cluster = out::timed("start a cluster", || cluster::start(&dir, &options))?;
     let (_, failed) = tally.counts();
     steps(&cluster, tally);

@@ -12,9 +12,9 @@ use std::{
 
 /// All connections.
 const CONNECTIONS: usize = 1000;
-/// Those that are open at the same time. With so many the kubelet stands still once one waits for another.
+/// Those that are open at the same time.
 const AT_ONCE: usize = 100;
-/// The same with the kubelet.
+/// The same with the kubelet, with which a hundred do not get their answers in the server's time.
 const AT_ONCE_KUBELET: usize = 10;
 /// Deadline of one answer.
 const ANSWER: Duration = Duration::from_secs(30);
