@@ -189,13 +189,16 @@ async fn a_pull_without_progress_is_given_up_and_continued_later() {
     runtime.shutdown().await;
 }
 
-/// Starts a pull of an image of 24 MB that comes slowly, and waits until two thirds are there.
+/// Starts a pull of an image of 48 MB that comes slowly, and waits until two thirds are there.
+///
+/// containerd writes a layer to its store in pieces of 1 MiB, so its death loses up to 3 MiB of the three layers:
+/// the image is large enough that these are less than a tenth.
 async fn under_way(
     node: &Node,
     registry: &Registry,
 ) -> (u64, tokio::task::JoinHandle<Result<(), String>>, Runtime) {
-    let pushed = registry.push("big", "1", &image(3, 8 << 20), Encoding::Tar).unwrap();
-    registry.set_rate(4 << 20);
+    let pushed = registry.push("big", "1", &image(3, 16 << 20), Encoding::Tar).unwrap();
+    registry.set_rate(8 << 20);
     let runtime = node.connect().await;
     let (pulling, name) = (runtime.clone(), registry.image("big", "1"));
     let (progress, shown) = watch::channel(PullProgress::default());
