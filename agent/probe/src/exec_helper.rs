@@ -8,9 +8,10 @@
 //! Each command has a cgroup of its own below the container's in one hierarchy. No process outlives
 //! its command there: at the deadline, and also after an orderly exit, the rest is killed.
 //!
-//! The command of a session is a person's: its streams are descriptors of the agent's, it may run for ever, and it
-//! is killed with its children only when its caller no longer waits. It outlives the helper, and what it leaves
-//! running after its own end stays, as a process of the container.
+//! The command of a session is a person's: its streams are descriptors of the agent's, and it may run for ever. It is
+//! killed with its children when its caller no longer waits, be it that the client has left or that the agent has
+//! ended. Where the helper itself is killed, the next one does it. What a command leaves running after its own end
+//! stays, as a process of the container.
 
 mod cgroup;
 mod entry;
@@ -237,10 +238,10 @@ impl Helper {
         Ok(())
     }
 
-    /// The agent is gone: kills all commands but sessions and waits for their end. What a session's command is to
-    /// its container does not depend on the agent.
+    /// The agent is gone, and with it the connections of its clients: kills all commands and waits for their end.
+    /// What the command of a session left running at its own end stays.
     fn end(mut self) -> io::Result<()> {
-        self.running.retain(|r| !r.stays());
+        self.running.retain(|r| !(r.is_answered() && r.stays()));
         self.running.iter_mut().for_each(Running::cancel);
         let last = Instant::now() + END_WITHIN;
         while !self.running.is_empty() && Instant::now() < last {

@@ -1,6 +1,7 @@
 //! The cgroup of one command, by which the command and all its children are found and killed.
 
 use rustix::{
+    fs::{XattrFlags, getxattr, setxattr},
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
@@ -18,8 +19,12 @@ use std::{
 /// Prefix of the names of commands' cgroups.
 const PREFIX: &str = "berth-exec-";
 
-/// Prefix of the names of sessions' cgroups. What is left in one stays, as a process of the container.
+/// Prefix of the names of sessions' cgroups.
 const SESSION_PREFIX: &str = "berth-session-";
+
+/// Attribute of a session's cgroup whose command has ended by itself: what the command left running stays, as
+/// processes of the container. The attribute lasts as long as the cgroup, so that a later helper knows it.
+const STAYS: &str = "trusted.berth.stays";
 
 /// The deepest level of pods' cgroups in a hierarchy.
 const MAX_DEPTH: u32 = 8;
@@ -30,8 +35,10 @@ const ROUNDS: u32 = 8;
 pub(super) struct CommandCgroup {
     dir: PathBuf,
     tries: u32,
-    /// What is left in it stays until it ends by itself.
+    /// What is left in it after the command's end stays until it ends by itself.
     keeps: bool,
+    /// Whether the cgroup says so to later helpers.
+    marked: bool,
 }
 
 /// A new cgroup, and the `cgroup.procs` files that put a process into it and into the container's
@@ -62,7 +69,7 @@ pub(super) fn create(container: &[PathBuf], number: u64, session: bool) -> io::R
         .chain([&dir])
         .filter_map(|d| CString::new(d.join("cgroup.procs").as_os_str().as_bytes()).ok())
         .collect();
-    Ok(Created { cgroup: CommandCgroup { dir, tries: 0, keeps: session }, procs })
+    Ok(Created { cgroup: CommandCgroup { dir, tries: 0, keeps: session, marked: false }, procs })
 }
 
 impl CommandCgroup {
@@ -74,6 +81,18 @@ impl CommandCgroup {
     /// Nothing in the cgroup is to stay.
     pub(super) fn doom(&mut self) {
         self.keeps = false;
+    }
+
+    /// The command has ended by itself: tells later helpers that what is left in the cgroup stays.
+    fn mark(&mut self) {
+        if !self.keeps || self.marked {
+            return;
+        }
+        self.marked = true;
+        if let Err(error) = setxattr(&self.dir, STAYS, b"1", XattrFlags::empty()) {
+            tracing::warn!(group = %self.dir.display(), %error,
+                "cannot mark the cgroup of a command; what the command left running ends with the exec helper");
+        }
     }
 
     /// Kills the processes of the cgroup. Some may need more tries.
@@ -104,10 +123,14 @@ impl CommandCgroup {
         }
     }
 
-    /// Removes the cgroup. False while a process in it still lives.
+    /// Removes the cgroup after the command's end. False while a process in it still lives.
     pub(super) fn remove(&mut self) -> bool {
         self.tries = self.tries.saturating_add(1);
-        remove_tree(&self.dir, 0)
+        let removed = remove_tree(&self.dir, 0);
+        if !removed {
+            self.mark();
+        }
+        removed
     }
 
     /// Pause before the next try: 1 ms, doubling to 1 s, or to a minute where what is left stays.
@@ -186,9 +209,10 @@ fn find_leftovers(dir: &Path, depth: u32, found: &mut Vec<CommandCgroup>) {
         let named = |prefix: &str| {
             child.file_name().is_some_and(|name| name.as_bytes().starts_with(prefix.as_bytes()))
         };
-        let keeps = named(SESSION_PREFIX);
-        if keeps || named(PREFIX) {
-            found.push(CommandCgroup { dir: child, tries: 0, keeps });
+        let session = named(SESSION_PREFIX);
+        if session || named(PREFIX) {
+            let keeps = session && getxattr(&child, STAYS, &mut [0; 1]).is_ok();
+            found.push(CommandCgroup { dir: child, tries: 0, keeps, marked: keeps });
         } else {
             find_leftovers(&child, depth + 1, found);
         }

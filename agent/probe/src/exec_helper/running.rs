@@ -127,7 +127,7 @@ impl Running {
         self.session.is_some()
     }
 
-    /// Whether what is left of the command stays when the agent is gone.
+    /// Whether what is left after the command's end stays.
     pub(super) fn stays(&self) -> bool {
         self.cgroup.as_ref().is_some_and(CommandCgroup::keeps)
     }

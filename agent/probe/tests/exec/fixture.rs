@@ -102,6 +102,7 @@ impl Container {
         entries.map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect()
     }
 
+    /// Whether nothing of a command is left.
     pub(crate) fn clean(&self) -> bool {
         self.others().is_empty() && self.groups().is_empty()
     }
@@ -390,4 +391,9 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "not within 5 s: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Kills a process.
+pub(crate) fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success(), "{pid}");
 }

@@ -25,7 +25,8 @@ pub(crate) const ALL: &[Case] = &[
     ("session_outlasts_the_deadline_of_its_start", session_outlasts_the_deadline_of_its_start),
     ("dropped_session_ends_with_its_tree", dropped_session_ends_with_its_tree),
     ("what_a_session_leaves_stays", what_a_session_leaves_stays),
-    ("session_outlives_the_helper", session_outlives_the_helper),
+    ("session_ends_with_the_agent", session_ends_with_the_agent),
+    ("session_ends_by_the_helper_after_its_own", session_ends_by_the_helper_after_its_own),
     ("session_is_the_same_as_runc_exec", session_is_the_same_as_runc_exec),
     ("session_fails_in_the_words_of_runc", session_fails_in_the_words_of_runc),
     ("session_of_a_seccomp_filter_is_unsupported", session_of_a_seccomp_filter_is_unsupported),
@@ -249,38 +250,64 @@ fn what_a_session_leaves_stays() {
         assert_eq!(left.len(), 1, "it is the container's");
         // The cgroup stays as long.
         assert_eq!(container.groups().len(), 1);
-        assert!(Command::new("kill").args(["-9", &left[0].to_string()]).status().unwrap().success());
+        fixture::kill(left[0]);
         until("nothing is left", || container.clean());
     });
 }
 
-fn session_outlives_the_helper() {
+/// Runs a probe until the next helper answers.
+async fn next_helper(prober: &Prober, container: &Container) {
+    let again = container.target(&process(), &["true"]);
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        match prober.exec(&again, Duration::from_secs(5)).await {
+            Ok(berth_probe::ExecOutcome::Exited { code: 0, .. }) => return,
+            other => assert!(Instant::now() < end, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A command whose client holds its streams: a hangup would end nothing of it.
+const RUNS: &str = "sleep 1000 & while :; do sleep 1000; done";
+/// A command that ends and leaves a process.
+const LEAVES: &str = "sleep 1000 >/dev/null 2>&1 & exit 0";
+
+fn session_ends_with_the_agent() {
+    let container = Container::start();
+    let agent = runtime();
+    let running = agent.block_on(async {
+        let prober = prober(&container);
+        let running = piped(&prober, &container.shell(&process(), RUNS)).await.unwrap();
+        let mut left = piped(&prober, &container.shell(&process(), LEAVES)).await.unwrap();
+        assert_eq!(left.session.wait().await, Ok(0));
+        until("both run", || container.others().len() == 4);
+        running
+    });
+    // The agent's death closes the helper's socket and drops nothing before it, as the end of its tasks does here.
+    drop(agent);
+    until("the helper ended", || fixture::helper().is_none());
+    until("its client's command is killed", || container.others().len() == 1);
+    drop(running);
+    fixture::kill(container.others()[0]);
+}
+
+fn session_ends_by_the_helper_after_its_own() {
     let container = Container::start();
     runtime().block_on(async {
         let prober = prober(&container);
-        let script = "sleep 1000 & read x; exit 0";
-        let mut all = piped(&prober, &container.shell(&process(), script)).await.unwrap();
-        until("it runs", || container.others().len() == 2);
-        let helper = fixture::helper().unwrap();
-        assert!(Command::new("kill").args(["-9", &helper.to_string()]).status().unwrap().success());
-        assert!(all.session.wait().await.is_err());
-        let again = container.target(&process(), &["true"]);
-        let end = Instant::now() + Duration::from_secs(5);
-        loop {
-            match prober.exec(&again, Duration::from_secs(5)).await {
-                Ok(berth_probe::ExecOutcome::Exited { code: 0, .. }) => break,
-                other => assert!(Instant::now() < end, "{other:?}"),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        thread::sleep(Duration::from_millis(200));
-        assert_eq!(container.others().len(), 2, "a new helper lets it live");
-        // An orderly end of the agent lets it live as well.
-        drop(prober);
-        until("the helper ended", || fixture::helper().is_none());
-        assert_eq!(container.others().len(), 2);
-        drop(all);
-        until("its input has ended", || container.others().len() == 1);
+        let mut running = piped(&prober, &container.shell(&process(), RUNS)).await.unwrap();
+        let mut left = piped(&prober, &container.shell(&process(), LEAVES)).await.unwrap();
+        assert_eq!(left.session.wait().await, Ok(0));
+        until("both run", || container.others().len() == 4);
+        fixture::kill(fixture::helper().unwrap());
+        assert!(running.session.wait().await.is_err());
+        next_helper(&prober, &container).await;
+        until("its client's command is killed", || container.others().len() == 1);
+        until("its cgroup is removed", || container.groups().len() == 1);
+        // What stays is no longer waited for once it has ended.
+        fixture::kill(container.others()[0]);
+        next_helper(&prober, &container).await;
     });
 }
 
