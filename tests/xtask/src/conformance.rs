@@ -27,6 +27,10 @@ pub(crate) struct Args {
     /// What runs the pods.
     #[arg(long, value_enum, default_value = "kubelet")]
     node: Node,
+    /// Directory of the cluster's files; `berth/conformance` of the cache directory where none is named. Runs in several
+    /// directories do not meet.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// Leave the cluster running where a test failed; end it by `cargo xtask cluster --down --dir DIR`.
     #[arg(long)]
     keep: bool,
@@ -46,7 +50,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     ensure!(!focus.is_empty(), "the list names no test");
     setup::for_conformance()?;
     let bin = peers::get(&["e2e.test", "agnhost"])?;
-    let dir = tools::cache()?.join("conformance");
+    let dir =
+        args.dir.clone().map_or_else(|| Ok(tools::cache()?.join("conformance")), Ok::<_, anyhow::Error>)?;
     let options = Options { keep: args.keep, ..Options::new(args.node, Etcd::New, Audit::ToNodes) };
     let cluster = cluster::start(&dir, &options)?;
     let ports = if args.node == Node::Berth { cluster.add_host_ports() } else { Ok(()) };
