@@ -142,6 +142,9 @@ pub(crate) async fn node(roots: &Roots) -> Result<(Option<NodeView>, Option<Stri
     }
 }
 
+/// The statuses of ephemeral containers.
+const EPHEMERAL: &str = "ephemeralContainerStatuses";
+
 /// Marks containers whose process has ended as terminated: reason `ContainerStatusUnknown` and exit
 /// code 137, as the kubelet does.
 fn mark_ended(pod: &mut PodView, alive: impl Fn(u32, u64) -> bool) {
@@ -151,8 +154,8 @@ fn mark_ended(pod: &mut PodView, alive: impl Fn(u32, u64) -> bool) {
     if ended.is_empty() {
         return;
     }
-    let names: Vec<&str> = ended.iter().map(|c| c.name.as_str()).collect();
-    for list in ["initContainerStatuses", "containerStatuses"] {
+    let mut names: Vec<&str> = ended.iter().map(|c| c.name.as_str()).collect();
+    for list in ["initContainerStatuses", "containerStatuses", EPHEMERAL] {
         let statuses = pod.object.pointer_mut(&format!("/status/{list}")).and_then(Value::as_array_mut);
         for status in statuses.into_iter().flatten() {
             let name = status.get("name").and_then(Value::as_str);
@@ -172,9 +175,17 @@ fn mark_ended(pod: &mut PodView, alive: impl Fn(u32, u64) -> bool) {
                 }});
                 fields.insert("state".to_owned(), ended);
                 fields.insert("ready".to_owned(), false.into());
-                fields.insert("started".to_owned(), false.into());
+                if list != EPHEMERAL {
+                    fields.insert("started".to_owned(), false.into());
+                }
             }
         }
+    }
+    // The pod's readiness does not count an ephemeral container.
+    let ephemeral = pod.object.pointer(&format!("/status/{EPHEMERAL}")).and_then(Value::as_array);
+    names.retain(|name| !ephemeral.into_iter().flatten().any(|status| status["name"] == *name));
+    if names.is_empty() {
+        return;
     }
     if let Some(conditions) = pod.object.pointer_mut("/status/conditions").and_then(Value::as_array_mut) {
         for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
@@ -223,21 +234,26 @@ mod tests {
                     {"name": "a", "containerID": "containerd://aa", "ready": true,
                      "state": {"running": {"startedAt": "2023-11-14T22:13:20Z"}}},
                     {"name": "b", "ready": true, "state": {"running": {}}},
-                ]}},
+                ],
+                "ephemeralContainerStatuses": [{"name": "e", "ready": false, "state": {"running": {}}}]}},
             "containers": [
                 {"name": "a", "id": "a".repeat(64), "pid": 5, "start_time": 1},
                 {"name": "b", "id": "b".repeat(64), "pid": 6, "start_time": 1},
+                {"name": "e", "id": "e".repeat(64), "pid": 7, "start_time": 1},
             ],
         }))
         .unwrap();
         let before = view.clone();
         mark_ended(&mut view, |_, _| true);
         assert_eq!(view, before);
+        mark_ended(&mut view, |pid, _| pid != 7);
+        assert!(view.ready && view.containers.len() == 2, "an ephemeral container does not count");
         mark_ended(&mut view, |pid, _| pid == 6);
         assert!(!view.ready && view.containers.len() == 1);
         let at = |p: &str| view.object.pointer(p).unwrap().clone();
         assert_eq!(at("/status/conditions/0/status"), "False");
         assert_eq!(at("/status/conditions/1/status"), "True");
+        assert_eq!(at("/status/ephemeralContainerStatuses/0/state/terminated/exitCode"), 137);
         assert_eq!(at("/status/containerStatuses/0/state/terminated/reason"), "ContainerStatusUnknown");
         assert_eq!(at("/status/containerStatuses/0/state/terminated/startedAt"), "2023-11-14T22:13:20Z");
         assert_eq!(at("/status/containerStatuses/1/ready"), true);

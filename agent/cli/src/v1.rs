@@ -47,6 +47,7 @@ object!(
         service_account_name: String,
         init_containers: Vec<Container>,
         containers: Vec<Container>,
+        ephemeral_containers: Vec<Container>,
         volumes: Vec<serde_json::Map<String, serde_json::Value>>,
     }
 );
@@ -59,6 +60,7 @@ object!(
         args: Vec<String>,
         ports: Vec<Port>,
         restart_policy: String,
+        target_container_name: String,
         resources: Resources,
         liveness_probe: Option<serde_json::Value>,
         readiness_probe: Option<serde_json::Value>,
@@ -94,6 +96,7 @@ object!(
         conditions: Vec<Condition>,
         init_container_statuses: Vec<ContainerStatus>,
         container_statuses: Vec<ContainerStatus>,
+        ephemeral_container_statuses: Vec<ContainerStatus>,
     }
 );
 object!(
@@ -159,36 +162,59 @@ impl Pod {
         pod
     }
 
-    /// All containers, init containers first, each with its status where there is one.
+    /// All containers, init containers first, then the main ones and the ephemeral ones, each with its status where there
+    /// is one.
     pub(crate) fn containers(&self) -> impl Iterator<Item = Shown<'_>> {
-        let of = |init: bool| {
-            let (specs, list) = if init {
-                (&self.spec.init_containers, &self.status.init_container_statuses)
-            } else {
-                (&self.spec.containers, &self.status.container_statuses)
-            };
-            specs.iter().map(move |spec| Shown {
-                init,
-                sidecar: init && spec.restart_policy == "Always",
-                spec,
-                status: list.iter().find(|s| s.name == spec.name),
-            })
-        };
-        of(true).chain(of(false))
+        let (spec, status) = (&self.spec, &self.status);
+        let init = shown(ContainerKind::Init, &spec.init_containers, &status.init_container_statuses);
+        let main = shown(ContainerKind::Main, &spec.containers, &status.container_statuses);
+        let (ephemeral, statuses) = (&spec.ephemeral_containers, &status.ephemeral_container_statuses);
+        init.chain(main).chain(shown(ContainerKind::Ephemeral, ephemeral, statuses))
     }
+}
+
+fn shown<'p>(
+    kind: ContainerKind,
+    specs: &'p [Container],
+    statuses: &'p [ContainerStatus],
+) -> impl Iterator<Item = Shown<'p>> {
+    specs.iter().map(move |spec| Shown {
+        kind,
+        sidecar: kind == ContainerKind::Init && spec.restart_policy == "Always",
+        spec,
+        status: statuses.iter().find(|s| s.name == spec.name),
+    })
+}
+
+/// The list of the pod in which a container stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ContainerKind {
+    /// `initContainers`.
+    Init,
+    /// `containers`.
+    Main,
+    /// `ephemeralContainers`.
+    Ephemeral,
 }
 
 /// A container with its status.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shown<'p> {
-    /// Whether it is an init container.
-    pub(crate) init: bool,
+    /// The kind of container.
+    pub(crate) kind: ContainerKind,
     /// Whether it is a sidecar: an init container with restart policy Always.
     pub(crate) sidecar: bool,
     /// Its specification.
     pub(crate) spec: &'p Container,
     /// Its status; `None` before the agent has reported one.
     pub(crate) status: Option<&'p ContainerStatus>,
+}
+
+impl Shown<'_> {
+    /// Whether the pod's readiness counts the container: main containers and sidecars.
+    pub(crate) fn counts(&self) -> bool {
+        self.kind == ContainerKind::Main || self.sidecar
+    }
 }
 
 impl ContainerStatus {

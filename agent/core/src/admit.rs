@@ -73,7 +73,7 @@ fn short_resource<'p>(
     pod: &Pod,
 ) -> Option<(String, String)> {
     const FIRST: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
-    let requested = pod.all_containers().map(|c| &c.resources).chain(&pod.resources);
+    let requested = pod.lasting_containers().map(|c| &c.resources).chain(&pod.resources);
     let pages: BTreeSet<&str> = requested
         .flat_map(|r| r.requests.keys())
         .map(String::as_str)

@@ -31,6 +31,9 @@ pub struct Event {
     /// Whether that container is an init container or a sidecar.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub init: bool,
+    /// Whether that container is an ephemeral one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
 }
 
 impl Event {
@@ -42,6 +45,7 @@ impl Event {
             message: message.into(),
             container: None,
             init: false,
+            ephemeral: false,
         }
     }
 
@@ -53,6 +57,7 @@ impl Event {
             message: message.into(),
             container: None,
             init: false,
+            ephemeral: false,
         }
     }
 
@@ -64,7 +69,11 @@ impl Event {
 
     /// `involvedObject.fieldPath`: the container's place in the pod's specification.
     pub fn field_path(&self) -> Option<String> {
-        let list = if self.init { "initContainers" } else { "containers" };
+        let list = match (self.init, self.ephemeral) {
+            (true, _) => "initContainers",
+            (false, true) => "ephemeralContainers",
+            (false, false) => "containers",
+        };
         self.container.as_ref().map(|c| format!("spec.{list}{{{c}}}"))
     }
 }

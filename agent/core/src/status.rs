@@ -34,6 +34,9 @@ pub struct PodStatus {
     pub init_containers: Vec<ContainerStatus>,
     /// `status.containerStatuses`, sorted by name.
     pub containers: Vec<ContainerStatus>,
+    /// `status.ephemeralContainerStatuses`, sorted by name.
+    #[serde(default)]
+    pub ephemeral_containers: Vec<ContainerStatus>,
     /// `status.qosClass`.
     pub qos: QosClass,
     /// Whether the pod is ending.
@@ -59,6 +62,7 @@ impl PodStatus {
             conditions: Vec::new(),
             init_containers: Vec::new(),
             containers: Vec::new(),
+            ephemeral_containers: Vec::new(),
             qos,
             terminating: false,
             waiting_for: None,
@@ -69,6 +73,11 @@ impl PodStatus {
     /// The condition of that type, if the status has it.
     pub fn condition(&self, kind: ConditionType) -> Option<&Condition> {
         self.conditions.iter().find(|c| c.kind == kind)
+    }
+
+    /// The statuses of all containers: of the init containers, the main ones and the ephemeral ones.
+    pub fn all_containers(&self) -> impl Iterator<Item = &ContainerStatus> {
+        self.init_containers.iter().chain(&self.containers).chain(&self.ephemeral_containers)
     }
 
     /// Whether condition `Ready` is `True`.

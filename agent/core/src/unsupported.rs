@@ -22,7 +22,7 @@ pub fn unsupported(pod: &Pod) -> Vec<Event> {
         )),
         _ => None,
     });
-    let storage = pod.all_containers().filter_map(|c| {
+    let storage = pod.lasting_containers().filter_map(|c| {
         let limit = c.resources.limits.get("ephemeral-storage")?;
         Some(format!(
             "ephemeral-storage limit {} of container {} is not enforced: this node does not evict pods",

@@ -57,6 +57,7 @@ fn no_history_breaks_a_promise() {
         ("pasts from the API server", sum.pasts),
         ("sandbox losses", sum.sandbox_losses),
         ("outages", sum.outages),
+        ("ephemeral containers", sum.debugged),
         ("ready", sum.ready),
         ("finished", sum.finished),
         ("terminal", sum.terminal),

@@ -9,7 +9,7 @@ use berth_core::{
     error::Chain,
     event::Event,
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
-    model::Container,
+    model::{Container, Pod},
     plan::{Exit, Failure, ObservedContainer, RunState},
     status::ContainerUser,
     sync::lock,
@@ -122,10 +122,14 @@ impl NodeExecutor {
         steps.lap("slot");
         let pod = Arc::clone(&context.pod);
         let spec = pod.container(&container).ok_or_else(no_such_container)?;
+        if let Some(why) = &spec.unsupported {
+            return Err(config_error(format!("this node does not run the container: {why}")));
+        }
         let image = self.fresh_image(spec).await?.ok_or_else(|| image_gone(spec))?;
         let runtime = self.runtime()?;
         steps.lap("image");
 
+        let target = target_of(&pod, spec, context.target.as_ref())?;
         let (tty, stdin, stdin_once) = (spec.tty, spec.stdin, spec.stdin_once);
         let stream = StreamSpec { tty, stdin, stdin_once, ..stream_of(&pod, &container, &id, attempt) };
         let (fifos, prepared, users) = tokio::join!(
@@ -145,7 +149,7 @@ impl NodeExecutor {
         }
 
         let files = UserFiles { passwd: passwd.as_deref(), group: group.as_deref() };
-        let oci = self.spec(&pod, spec, &id, &image, &prepared, files)?;
+        let oci = self.spec(&pod, spec, &id, &image, &prepared, files, target)?;
         let user = user_of(&oci);
         let encode = |e: serde_json::Error| Failure::new("CreateContainerError", e.to_string());
         let oci = serde_json::to_value(&oci).map_err(encode)?;
@@ -185,6 +189,33 @@ impl NodeExecutor {
             facts: Vec::new(),
             events: prepared.events,
         })
+    }
+}
+
+/// The process whose PID namespace the container joins. A pod whose containers share one namespace, or the node's, has no
+/// other for an ephemeral container either. Texts are the kubelet's and those of containerd's CRI plugin.
+fn target_of(
+    pod: &Pod,
+    spec: &Container,
+    newest: Option<&(ContainerId, Option<NodeProcess>)>,
+) -> Result<Option<u32>, Failure> {
+    let Some(name) = &spec.target else { return Ok(None) };
+    if pod.namespaces.host_pid || pod.namespaces.share_pid {
+        return Ok(None);
+    }
+    let Some((id, process)) = newest else {
+        return Err(config_error(format!("unable to find target container {name}")));
+    };
+    let alive = |p: &NodeProcess| berth_sys::process::alive(p.pid, p.start_time).unwrap_or(false);
+    match process.filter(alive) {
+        Some(process) => Ok(Some(process.pid)),
+        None => {
+            let id = id.as_str();
+            let text = format!(
+                "invalid target container: container {id:?} is not running - in state CONTAINER_EXITED"
+            );
+            Err(Failure::new("CreateContainerError", text))
+        }
     }
 }
 

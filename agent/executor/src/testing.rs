@@ -100,6 +100,7 @@ impl Node {
             sandbox: None,
             process: None,
             run: None,
+            target: None,
             deadline: None,
             ending: false,
         }

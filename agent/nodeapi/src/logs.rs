@@ -40,8 +40,7 @@ pub(crate) async fn serve(
     let Some(PodState { pod, status }) = node.pod(target.namespace, target.pod) else {
         return response::text(StatusCode::NOT_FOUND, format!("pod {:?} does not exist", target.pod));
     };
-    let mut containers = pod.containers.iter().chain(&pod.init_containers);
-    if !containers.any(|container| container.name.as_str() == target.container) {
+    if !pod.all_containers().any(|container| container.name.as_str() == target.container) {
         let text = format!("container {:?} not found in pod {:?}", target.container, target.pod);
         return response::text(StatusCode::NOT_FOUND, text);
     }

@@ -39,6 +39,8 @@ pub struct Context {
     pub process: Option<NodeProcess>,
     /// The action's container run. `None` for actions without a run.
     pub run: Option<ObservedContainer>,
+    /// The newest run of the container that the action's ephemeral container targets, with its process where it runs.
+    pub target: Option<(ContainerId, Option<NodeProcess>)>,
     /// The moment by which a hook must have ended. `None` where the action sets no such limit.
     pub deadline: Option<Boottime>,
     /// Whether the pod has to end.

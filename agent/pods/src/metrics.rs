@@ -3,7 +3,7 @@
 use berth_core::{
     ids::ContainerName,
     metrics::{Counter, DEFAULT_BUCKETS, Histogram, ReadFamily},
-    model::{Pod, ProbeKind},
+    model::{Container, Pod, ProbeKind},
     plan::{Action, Failure},
     probe::ProbeResult,
 };
@@ -122,7 +122,12 @@ pub(crate) fn count_action(pod: &Pod, action: &Action, outcome: &Result<(), Fail
 
 /// The kubelet's `container_type` of a container.
 pub(crate) fn container_type(pod: &Pod, name: &ContainerName) -> &'static str {
-    if pod.init_containers.iter().any(|c| &c.name == name) { "init_container" } else { "container" }
+    let of = |list: &[Container]| list.iter().any(|c| &c.name == name);
+    match (of(&pod.init_containers), of(&pod.ephemeral_containers)) {
+        (true, _) => "init_container",
+        (false, true) => "ephemeral_container",
+        (false, false) => "container",
+    }
 }
 
 fn probe_type(kind: ProbeKind) -> &'static str {

@@ -93,6 +93,13 @@ impl PodCache {
         failed
     }
 
+    /// Takes that the pod mounts volumes that it did not mount before: they are not all mounted any more.
+    pub(crate) fn more_volumes(&mut self, at: Boottime) {
+        if std::mem::take(&mut self.seen.volumes_mounted) {
+            self.volumes_changed = Some(at);
+        }
+    }
+
     /// Takes the exit of a process of the pod. Returns the run that ended by it.
     pub(crate) fn exit(&mut self, id: ContainerId, exit: Exit, at: Boottime) -> Option<EndedRun> {
         match self.seen.containers.get(&id).map(|c| &c.state) {

@@ -72,6 +72,9 @@ pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: WaitReason, n
     let init_containers = containers(&pod.init_containers);
     let mut containers = containers(&pod.containers);
     containers.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut ephemeral_containers: Vec<_> =
+        pod.ephemeral_containers.iter().map(|c| ephemeral(c, memory, default, now)).collect();
+    ephemeral_containers.sort_by(|a, b| a.name.cmp(&b.name));
     let runs = containers.iter().any(|c| matches!(c.state, ContainerState::Running { .. }));
     let conditions = CONDITIONS.into_iter().map(|kind| {
         let default = if kind == ConditionType::PodScheduled { Truth::True } else { default };
@@ -84,6 +87,7 @@ pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: WaitReason, n
         conditions: conditions.collect(),
         init_containers,
         containers,
+        ephemeral_containers,
         waiting_for: Some(why.text().to_owned()),
         ..PodStatus::new(if runs { Phase::Running } else { Phase::Pending }, pod.qos())
     };
@@ -97,6 +101,16 @@ pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: WaitReason, n
         reclaimed: false,
         as_of: now.wall,
     }
+}
+
+/// An ephemeral container, whose end is remembered for good.
+fn ephemeral(c: &Container, memory: Option<&Memory>, default: Truth, now: Now) -> ContainerStatus {
+    let ended = memory.and_then(|m| m.containers.get(&c.name)?.last.clone());
+    ended.unwrap_or_else(|| ContainerStatus {
+        ready: Truth::False,
+        started: None,
+        ..container(c, memory, default, now)
+    })
 }
 
 fn container(c: &Container, memory: Option<&Memory>, default: Truth, now: Now) -> ContainerStatus {

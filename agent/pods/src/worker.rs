@@ -22,7 +22,7 @@ pub use message::WorkerMessage;
 pub(crate) use message::{InitialState, WorkerConfig};
 
 use crate::{
-    executor::{ActionResult, Context, Executor, ObservedChange, PodSnapshot},
+    executor::{ActionResult, Context, Executor, NodeProcess, ObservedChange, PodSnapshot},
     failpoint::{Side, pass},
     metrics,
     pod_cache::PodCache,
@@ -34,7 +34,7 @@ use berth_core::{
     event::Event,
     ids::ContainerId,
     model::{Objects, Pod},
-    plan::{Action, Desired, Ending, Fact, Failure, Memory, Plan, learn, plan},
+    plan::{Action, Desired, Ending, Fact, Failure, Memory, Plan, RunState, learn, plan},
     probe::ProbeVerdict,
     status::PodStatus,
     time::{Boottime, Now, Wall},
@@ -61,6 +61,11 @@ fn start_error(action: &Action, changes: &[ObservedChange]) -> Option<String> {
         }
         _ => None,
     })
+}
+
+/// Whether the changed pod mounts a volume that it did not mount before, as an ephemeral container may.
+fn mounts_more(before: &Pod, now: &Pod) -> bool {
+    now.mounted_volumes().any(|volume| !before.mounted_volumes().any(|known| known.name == volume.name))
 }
 
 /// The longest sleep of a worker. The boot clock counts suspended time and tokio's timers do not, so a longer
@@ -97,6 +102,8 @@ struct Worker<H, R> {
     observe_failures: u32,
     refreshes: JoinSet<Result<(), Failure>>,
     refresh_at: Option<Boottime>,
+    /// The mount in flight does not know of a volume that the pod mounts since.
+    mount_again: bool,
     probes: ProbeManager,
     timeline: VecDeque<ActionRecord>,
     /// When the worker began, until its first decision and the pod's start were counted.
@@ -146,6 +153,7 @@ pub(crate) async fn run<H: Executor, R: Reports>(
         observe_failures: 0,
         refreshes: JoinSet::new(),
         refresh_at: None,
+        mount_again: false,
         probes,
         timeline: VecDeque::new(),
         begun: Instant::now(),
@@ -237,6 +245,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             sandbox: self.cache.seen.sandbox.clone(),
             process: self.cache.processes.get(id).copied(),
             run: self.cache.seen.containers.get(id).cloned(),
+            target: None,
             deadline: None,
             ending: false,
         };
@@ -288,9 +297,20 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             sandbox: self.cache.seen.sandbox.clone(),
             process: id.and_then(|id| self.cache.processes.get(id).copied()),
             run: id.and_then(|id| self.cache.seen.containers.get(id).cloned()),
+            target: self.target_of(action),
             deadline,
             ending: self.memory.ending.is_some(),
         }
+    }
+
+    /// The run whose PID namespace the started container joins.
+    fn target_of(&self, action: &Action) -> Option<(ContainerId, Option<NodeProcess>)> {
+        let Action::Start { container, .. } = action else { return None };
+        let target = self.pod().container(container)?.target.as_ref()?;
+        let runs = self.cache.seen.containers.iter().filter(|(_, run)| &run.container == target);
+        let (id, run) = runs.max_by_key(|(_, run)| (run.attempt, run.sandbox_attempt))?;
+        let runs = matches!(run.state, RunState::Running { .. });
+        Some((id.clone(), self.cache.processes.get(id).copied().filter(|_| runs)))
     }
 
     /// Handles the end of an action: its changes, events and failure.
@@ -324,6 +344,9 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         if performed.outcome.is_err() && self.cache.failed(&flight.action, now.boottime) {
             self.observe_at = Some(self.observe_at.map_or(now.boottime, |t| t.min(now.boottime)));
         }
+        if flight.action == Action::MountVolumes && std::mem::take(&mut self.mount_again) {
+            self.cache.more_volumes(now.boottime);
+        }
         if flight.action == Action::MountVolumes && performed.outcome.is_err() {
             // The next try mounts the objects as they are then.
             self.refresh_at = None;
@@ -349,6 +372,10 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         match message {
             WorkerMessage::Desired(d) => {
                 let changed = d.pod != self.desired.pod;
+                if mounts_more(&self.desired.pod, &d.pod) {
+                    self.cache.more_volumes(now.boottime);
+                    self.mount_again = self.memory.in_flight.contains(&Action::MountVolumes);
+                }
                 self.desired = d;
                 self.desired.unknown = self.objects.unknown_of(&self.desired.pod);
                 if changed {

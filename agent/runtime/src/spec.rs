@@ -95,7 +95,7 @@ pub enum PidNamespace {
     /// A namespace of its own.
     #[default]
     Own,
-    /// The pod's shared namespace, at this path.
+    /// The namespace at this path: the pod's shared one, or that of the container that an ephemeral container targets.
     Shared(PathBuf),
     /// The host's namespace.
     Host,

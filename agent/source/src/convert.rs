@@ -11,6 +11,7 @@ mod context;
 mod dns;
 mod endpoint_slice;
 mod env;
+mod ephemeral;
 pub(crate) mod field;
 mod keyed_data;
 pub(crate) mod metadata;

@@ -47,6 +47,7 @@ pub fn pod_status(pod: &Pod, status: &PodStatus, node: &NodeInfo) -> Value {
     for (field, list, of) in [
         ("initContainerStatuses", &status.init_containers, &pod.init_containers),
         ("containerStatuses", &status.containers, &pod.containers),
+        ("ephemeralContainerStatuses", &status.ephemeral_containers, &pod.ephemeral_containers),
     ] {
         let list: Vec<Value> =
             list.iter().map(|c| container(c, of.iter().find(|spec| spec.name == c.name), node)).collect();

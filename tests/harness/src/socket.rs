@@ -220,7 +220,7 @@ impl Pod {
 
     /// Status of a container, init container or sidecar; null where the pod has none of this name.
     pub fn container(&self, name: &str) -> &Value {
-        let lists = ["containerStatuses", "initContainerStatuses"];
+        let lists = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
         let mut all = lists.iter().filter_map(|l| self.status()[*l].as_array()).flatten();
         all.find(|c| c["name"] == name).unwrap_or(&Value::Null)
     }

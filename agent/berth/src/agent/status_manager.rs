@@ -267,7 +267,7 @@ impl PodReports for StatusManager {
             // A readiness that is not known yet would take the pod out of its Services. A worker that has not heard of
             // the source yet does not know the pod's past.
             observed: is_observed(&entry.report) && entry.desired.is_some(),
-            may_run: status.init_containers.iter().chain(&status.containers).any(runs),
+            may_run: status.all_containers().any(runs),
             reclaimed: entry.report.reclaimed,
         })
     }
@@ -355,8 +355,7 @@ fn view(report: &PodReport, desired: Option<&DesiredPod>, node: &NodeInfo) -> Po
         let left = i64::try_from(at.since(now.boottime).as_nanos()).unwrap_or(i64::MAX);
         Wall(now.wall.0.saturating_add(left))
     };
-    let containers = status.init_containers.iter().chain(&status.containers);
-    let running = containers.filter_map(|c| {
+    let running = status.all_containers().filter_map(|c| {
         let id = c.id.as_ref()?;
         let process = report.processes.get(id)?;
         Some(ContainerView {
@@ -405,10 +404,12 @@ fn object_of(pod: &Pod) -> Value {
         list.iter().map(|c| json!({ "name": c.name, "image": c.image })).collect()
     };
     let mut spec = json!({ "containers": containers(&pod.containers), "nodeName": pod.node });
-    if !pod.init_containers.is_empty()
-        && let Some(spec) = spec.as_object_mut()
+    for (field, list) in
+        [("initContainers", &pod.init_containers), ("ephemeralContainers", &pod.ephemeral_containers)]
     {
-        spec.insert("initContainers".to_owned(), containers(&pod.init_containers).into());
+        if !list.is_empty() {
+            spec[field] = containers(list).into();
+        }
     }
     json!({
         "metadata": {

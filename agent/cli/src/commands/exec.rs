@@ -10,7 +10,7 @@
 //! SIGPIPE ended, as with kubectl; any other failed write is an error, even where the command
 //! itself succeeded.
 
-use crate::{error::Error, names, output, state};
+use crate::{error::Error, names, output, state, v1::ContainerKind};
 use berth_api::{
     client::Client,
     message::{ExecPaths, ExecSpec, Reply, Request, Size},
@@ -92,7 +92,7 @@ pub(crate) async fn run(roots: &Roots, args: ExecArgs) -> Result<u8, Error> {
 /// several.
 fn default_container(view: &berth_api::view::PodView) -> Result<ContainerName, Error> {
     let pod = crate::v1::Pod::of(view);
-    let mut mains = pod.containers().filter(|c| !c.init).map(|c| c.spec.name.clone());
+    let mut mains = pod.containers().filter(|c| c.kind == ContainerKind::Main).map(|c| c.spec.name.clone());
     let Some(first) = mains.next() else {
         return Err(Error::NotFound(format!("pod {} has no container", view.key)));
     };

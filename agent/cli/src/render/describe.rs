@@ -1,7 +1,12 @@
 //! Page of `berth describe pod`: specification, status, events and last actions of one pod.
 
 use super::pods;
-use crate::{state::Offline, table::plain, time, v1};
+use crate::{
+    state::Offline,
+    table::plain,
+    time,
+    v1::{self, ContainerKind},
+};
 use berth_api::view::{ActionView, PodView};
 use berth_core::{event::EventRecord, time::Wall};
 use serde_json::Value;
@@ -39,8 +44,12 @@ pub(crate) fn page(view: &PodView, events: &[EventRecord], offline: Option<&Offl
     specification(p, &pod, now);
     let as_of = offline.map_or("", |_| " (agent not running)");
     p.field(0, "As of", &format!("{}{as_of}", time::stamp(view.as_of)));
-    for (init, name) in [(true, "Init containers"), (false, "Containers")] {
-        let list: Vec<_> = pod.containers().filter(|c| c.init == init).collect();
+    for (kind, name) in [
+        (ContainerKind::Init, "Init containers"),
+        (ContainerKind::Main, "Containers"),
+        (ContainerKind::Ephemeral, "Ephemeral containers"),
+    ] {
+        let list: Vec<_> = pod.containers().filter(|c| c.kind == kind).collect();
         if !list.is_empty() {
             p.head(0, name);
             list.iter().for_each(|c| container(p, *c, view, now));
@@ -125,6 +134,7 @@ fn since(text: &str, now: Wall) -> String {
 fn container(p: &mut Page, c: v1::Shown<'_>, view: &PodView, now: Wall) {
     p.head(1, &format!("{}{}", c.spec.name, if c.sidecar { " (sidecar)" } else { "" }));
     p.field(2, "Image", &c.spec.image);
+    p.field(2, "Target container", &c.spec.target_container_name);
     let status = c.status.cloned().unwrap_or_default();
     p.field(2, "Image ID", &status.image_id);
     p.field(2, "Container ID", status.id());
@@ -139,8 +149,10 @@ fn container(p: &mut Page, c: v1::Shown<'_>, view: &PodView, now: Wall) {
         p.field(2, name, &text.join(", "));
     }
     state(p, "State", &status.state, now);
-    p.field(2, "Ready", if status.ready { "yes" } else { "no" });
-    p.field(2, "Restarts", &status.restart_count.to_string());
+    if c.kind != ContainerKind::Ephemeral {
+        p.field(2, "Ready", if status.ready { "yes" } else { "no" });
+        p.field(2, "Restarts", &status.restart_count.to_string());
+    }
     state(p, "Last state", &status.last_state, now);
     for (name, probe) in [
         ("Startup probe", &c.spec.startup_probe),

@@ -1,7 +1,11 @@
 //! Table of `berth pods`.
 
 use super::why;
-use crate::{table::Table, time, v1};
+use crate::{
+    table::Table,
+    time,
+    v1::{self, ContainerKind},
+};
 use berth_api::view::PodView;
 use berth_core::time::Wall;
 
@@ -67,7 +71,7 @@ pub(crate) fn cells(form: Form, view: &PodView, now: Wall) -> Vec<String> {
 
 /// The numbers of ready containers and of all; main containers and sidecars count.
 pub(crate) fn ready(pod: &v1::Pod) -> (usize, usize) {
-    let counted: Vec<_> = pod.containers().filter(|c| !c.init || c.sidecar).collect();
+    let counted: Vec<_> = pod.containers().filter(v1::Shown::counts).collect();
     let ready =
         counted.iter().filter(|c| c.status.is_some_and(|s| s.ready && s.state.running.is_some())).count();
     (ready, counted.len())
@@ -84,7 +88,8 @@ pub(crate) fn state(pod: &v1::Pod, view: &PodView) -> String {
     let mut reason =
         if pod.status.reason.is_empty() { &pod.status.phase } else { &pod.status.reason }.clone();
     let mut running = false;
-    for c in pod.containers().filter(|c| !c.init).filter_map(|c| c.status).collect::<Vec<_>>().iter().rev() {
+    let mains = pod.containers().filter(|c| c.kind == ContainerKind::Main);
+    for c in mains.filter_map(|c| c.status).collect::<Vec<_>>().iter().rev() {
         match (&c.state.waiting, &c.state.terminated) {
             (Some(w), _) if !w.reason.is_empty() => reason.clone_from(&w.reason),
             (_, Some(t)) => reason = ended(t),
@@ -112,7 +117,8 @@ fn initialising(pod: &v1::Pod) -> Option<String> {
         return None;
     }
     let all = pod.spec.init_containers.len();
-    for (n, c) in pod.containers().filter(|c| c.init).enumerate() {
+    let init = pod.containers().filter(|c| c.kind == ContainerKind::Init);
+    for (n, c) in init.enumerate() {
         let status = c.status?;
         let state = &status.state;
         match (&state.terminated, &state.waiting) {
@@ -129,7 +135,7 @@ fn initialising(pod: &v1::Pod) -> Option<String> {
 }
 
 fn restarts(pod: &v1::Pod, now: Wall) -> String {
-    let statuses = || pod.containers().filter(|c| !c.init || c.sidecar).filter_map(|c| c.status);
+    let statuses = || pod.containers().filter(v1::Shown::counts).filter_map(|c| c.status);
     let count = statuses().fold(0u32, |sum, s| sum.saturating_add(s.restart_count));
     let last = statuses()
         .filter_map(|s| time::parse(&s.last_state.terminated.as_ref()?.finished_at))

@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! {"apiVersion": "berth/v1", "kind": "ContainerList", "items": [{
-//!   "namespace": "default", "pod": "web", "podUID": "…", "name": "app", "init": false, "sidecar": false,
+//!   "namespace": "default", "pod": "web", "podUID": "…", "name": "app", "init": false, "ephemeral": false, "sidecar": false,
 //!   "state": "running", "reason": null, "ready": true, "restarts": 0, "exitCode": null,
 //!   "pid": 4242, "id": "…", "image": "…", "imageID": "…", "startedAt": "…", "finishedAt": null}]}
 //! ```
@@ -10,7 +10,8 @@
 
 use crate::{
     table::{Table, plain},
-    time, v1,
+    time,
+    v1::{self, ContainerKind},
 };
 use berth_api::view::PodView;
 use berth_core::time::Wall;
@@ -66,7 +67,8 @@ pub(crate) fn json(pods: &[PodView], only: Option<&str>) -> Value {
                 "pod": pod.metadata.name,
                 "podUID": pod.metadata.uid,
                 "name": c.spec.name,
-                "init": c.init,
+                "init": c.kind == ContainerKind::Init,
+                "ephemeral": c.kind == ContainerKind::Ephemeral,
                 "sidecar": c.sidecar,
                 "state": state,
                 "reason": text(reason),
@@ -93,7 +95,7 @@ fn pid(view: &PodView, id: &str) -> Option<u32> {
 pub(crate) fn state(c: v1::Shown<'_>, now: Wall) -> String {
     let Some(status) = c.status else { return "Waiting".to_owned() };
     match (&status.state.running, &status.state.terminated, &status.state.waiting) {
-        (Some(_), _, _) if status.ready || (c.init && !c.sidecar) => "Running".to_owned(),
+        (Some(_), _, _) if status.ready || !c.counts() => "Running".to_owned(),
         (Some(_), _, _) => "Running, not ready".to_owned(),
         (None, Some(t), _) => match time::parse(&t.finished_at) {
             Some(at) => {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 /// A container of a pod, as specified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
-    /// `name`, unique within the pod over init and main containers.
+    /// `name`, unique within the pod over containers of every kind.
     pub name: ContainerName,
     /// `image`, as written.
     pub image: String,
@@ -56,6 +56,13 @@ pub struct Container {
     /// Whether the container is a sidecar: an init container with `restartPolicy: Always`, which runs beside
     /// the main containers.
     pub sidecar: bool,
+    /// `targetContainerName` of an ephemeral container: the container whose PID namespace it joins.
+    #[serde(default)]
+    pub target: Option<ContainerName>,
+    /// The part of an ephemeral container that this node does not support, and the reason, for people. Its start fails
+    /// with that reason, and the pod goes on.
+    #[serde(default)]
+    pub unsupported: Option<String>,
 }
 
 impl Container {
@@ -86,6 +93,8 @@ impl Container {
             stdin_once: false,
             tty: false,
             sidecar: false,
+            target: None,
+            unsupported: None,
         }
     }
 

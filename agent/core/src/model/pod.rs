@@ -51,6 +51,10 @@ pub struct Pod {
     pub init_containers: Vec<Container>,
     /// `spec.containers`.
     pub containers: Vec<Container>,
+    /// `spec.ephemeralContainers`: containers that were added to the running pod, in the order of the spec. They run once
+    /// and are never restarted; neither the pod's phase nor its readiness counts them.
+    #[serde(default)]
+    pub ephemeral_containers: Vec<Container>,
     /// `spec.volumes`.
     pub volumes: Vec<Volume>,
     /// `spec.resources`: limits of the pod as a whole.
@@ -111,6 +115,7 @@ impl Pod {
             active_deadline_seconds: None,
             init_containers: Vec::new(),
             containers: Vec::new(),
+            ephemeral_containers: Vec::new(),
             volumes: Vec::new(),
             resources: None,
             overhead: None,
@@ -129,8 +134,14 @@ impl Pod {
         }
     }
 
-    /// All containers: init containers first, then the main ones.
+    /// All containers: init containers first, then the main ones, then the ephemeral ones.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.lasting_containers().chain(&self.ephemeral_containers)
+    }
+
+    /// The containers that the pod was created with: init containers first, then the main ones. They alone have resources,
+    /// ports and probes.
+    pub fn lasting_containers(&self) -> impl Iterator<Item = &Container> {
         self.init_containers.iter().chain(&self.containers)
     }
 
@@ -142,7 +153,7 @@ impl Pod {
         self.volumes.iter().filter(mounted)
     }
 
-    /// The container with this name, init or main.
+    /// The container with this name, of any kind.
     pub fn container(&self, name: &crate::ids::ContainerName) -> Option<&Container> {
         self.all_containers().find(|c| &c.name == name)
     }

@@ -51,9 +51,9 @@ impl Pod {
         if let Some(r) = self.resources.as_ref().filter(|r| !asks_nothing(r)) {
             return if guaranteed(r) { QosClass::Guaranteed } else { QosClass::Burstable };
         }
-        if self.all_containers().all(|c| asks_nothing(&c.resources)) {
+        if self.lasting_containers().all(|c| asks_nothing(&c.resources)) {
             QosClass::BestEffort
-        } else if self.all_containers().all(|c| guaranteed(&c.resources)) {
+        } else if self.lasting_containers().all(|c| guaranteed(&c.resources)) {
             QosClass::Guaranteed
         } else {
             QosClass::Burstable

@@ -52,13 +52,14 @@ pub(super) enum ContainerPhase<'a> {
     Dead(&'a ContainerId, &'a Exit),
 }
 
-/// The kind of a container: plain init container, sidecar (an init container that restarts always), or main
-/// container.
+/// The kind of a container: plain init container, sidecar (an init container that restarts always), main container, or
+/// ephemeral container (which runs once).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ContainerRole {
     Init,
     Sidecar,
     Main,
+    Ephemeral,
 }
 
 /// Finds the newest run of each container that has any.
@@ -121,6 +122,9 @@ impl<'a> Planner<'a> {
         match self.pod.init_containers.iter().find(|c| &c.name == container) {
             Some(c) if c.sidecar => ContainerRole::Sidecar,
             Some(_) => ContainerRole::Init,
+            None if self.pod.ephemeral_containers.iter().any(|c| &c.name == container) => {
+                ContainerRole::Ephemeral
+            }
             None => ContainerRole::Main,
         }
     }

@@ -25,6 +25,7 @@ impl Planner<'_> {
         let begun =
             self.mem(container).and_then(|m| m.attempt) > self.seen.containers.get(id).map(|c| c.attempt);
         match (self.role(container), self.pod.restart_policy) {
+            (ContainerRole::Ephemeral, _) => false,
             _ if begun || stop == Some(StopCause::Changed) => true,
             (ContainerRole::Sidecar, _) => true,
             (_, RestartPolicy::Never) => false,

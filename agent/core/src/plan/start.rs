@@ -1,11 +1,11 @@
-//! Plan of a pod that shall run: sandbox and volumes first, then the init containers one after the other,
-//! then the main containers.
+//! Plan of a pod that shall run: sandbox and volumes first, then the ephemeral containers, the init containers one
+//! after the other, and the main containers.
 
 use super::{
     Action, HookState, Run, RunState, SandboxState, StopCause,
     backoff::after_failure,
-    memory::Stop,
-    planner::{ContainerPhase, Planner, start},
+    memory::{ContainerMemory, Stop},
+    planner::{ContainerPhase, ContainerRole, Planner, start},
 };
 use crate::{
     event::Event,
@@ -37,6 +37,11 @@ impl Planner<'_> {
         // Running containers come first, whatever the other containers wait for.
         for spec in pod.all_containers() {
             self.sync_running(spec);
+        }
+        // Ephemeral containers have no place in the start order: they start while init containers run (`SyncPod`,
+        // `pkg/kubelet/kuberuntime`).
+        for spec in &pod.ephemeral_containers {
+            self.ensure_running(spec);
         }
         // Then the next containers in the start order begin.
         for spec in &pod.init_containers {
@@ -92,10 +97,11 @@ impl Planner<'_> {
 
     /// Stops a running container whose image the pod changed. The next run begins whatever the restart
     /// policy. Of a container's fields the kubelet compares the image alone (`pickFieldsToHash`,
-    /// `pkg/kubelet/container`), and never that of a plain init container.
+    /// `pkg/kubelet/container`), and never that of a plain init container or of an ephemeral one.
     fn stop_changed(&mut self, spec: &Container, id: &ContainerId) {
         let begins = |r: &Run| &r.id != id || r.started_at.is_none() || r.stop.is_some();
         if self.is_plain_init(spec)
+            || self.role(&spec.name) == ContainerRole::Ephemeral
             || self.run(&spec.name).is_none_or(begins)
             || !self.image_changed(&spec.name)
         {
@@ -193,6 +199,7 @@ impl Planner<'_> {
                     self.begin(spec, seen.attempt);
                 }
             }
+            ContainerPhase::Never if self.ephemeral_run_lost(spec) => {}
             ContainerPhase::Never => {
                 let begun = self.mem(&spec.name).and_then(|m| m.attempt);
                 self.begin(spec, begun.map_or(Attempt(0), |a| self.after_unrecorded(spec, a)));
@@ -233,7 +240,18 @@ impl Planner<'_> {
     }
 
     fn is_plain_init(&self, spec: &Container) -> bool {
-        self.role(&spec.name) == super::planner::ContainerRole::Init
+        self.role(&spec.name) == ContainerRole::Init
+    }
+
+    /// Whether this is an ephemeral container that has had its run, of which no record is left. There is no other run.
+    pub(super) fn ephemeral_run_lost(&self, spec: &Container) -> bool {
+        let had_run = |m: &ContainerMemory| {
+            let past = m.past.as_ref().is_some_and(|past| past.id.is_some() || past.end.is_some());
+            past || m.last.is_some() || m.run.as_ref().is_some_and(|run| run.started_at.is_some())
+        };
+        self.role(&spec.name) == ContainerRole::Ephemeral
+            && self.newest(&spec.name).is_none()
+            && self.mem(&spec.name).is_some_and(had_run)
     }
 
     /// Takes a failed pull as one that waits for its back-off, once its failure was shown, and emits the kubelet's events

@@ -26,6 +26,10 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
         pod.init_containers.iter().map(|c| container_status(d, c, over)).collect();
     let mut mains: Vec<ContainerStatus> =
         pod.containers.iter().map(|c| container_status(d, c, over)).collect();
+    let mut ephemeral: Vec<ContainerStatus> =
+        pod.ephemeral_containers.iter().map(|c| container_status(d, c, over)).collect();
+    // Such a container never runs again, so its end is kept in any case.
+    keep_terminated(d, &ephemeral);
     let phase = forwards(d, phase(d, &init, &mains, terminal));
     let initialized = is_initialized(d, &init, &mains);
     if phase.is_terminal() {
@@ -41,9 +45,10 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
     }
     let conditions = conditions(d, phase, initialized, &init, &mains);
     mains.sort_by(|a, b| a.name.cmp(&b.name));
+    ephemeral.sort_by(|a, b| a.name.cmp(&b.name));
     let (reason, message) = why_ended(d, phase);
     let ready = conditions.iter().any(|c| c.kind == ConditionType::Ready && c.status == Truth::True);
-    let waiting = if ready { None } else { waiting_for(d, phase, &init, &mains) };
+    let waiting = if ready { None } else { waiting_for(d, phase, &init, &mains, &ephemeral) };
     let (waiting_for, next_try) = waiting.map_or((None, None), |(what, next)| (Some(what), next));
     PodStatus {
         observed_generation: pod.generation,
@@ -55,6 +60,7 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
         conditions,
         init_containers: init,
         containers: mains,
+        ephemeral_containers: ephemeral,
         qos: pod.qos(),
         terminating: d.memory.ending.is_some(),
         waiting_for,

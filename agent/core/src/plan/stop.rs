@@ -2,7 +2,7 @@
 
 use super::{
     Action, Exit, HookState, Payload, RunState, SandboxState, StopCause,
-    planner::{ContainerPhase, Planner},
+    planner::{ContainerPhase, ContainerRole, Planner},
 };
 use crate::{event::Event, ids::ContainerId, model::Container, status::Phase};
 use std::time::Duration;
@@ -42,9 +42,9 @@ impl Planner<'_> {
         }
     }
 
-    /// Stops all running containers within one grace period: main and plain init containers together, then
-    /// the sidecars in reverse order. Once the grace period is over, sidecars stop without waiting any longer
-    /// (`pkg/kubelet/kuberuntime/kuberuntime_termination_order.go`).
+    /// Stops all running containers within one grace period: main, plain init and ephemeral containers together, then
+    /// the sidecars in reverse order, which wait for no ephemeral container. Once the grace period is over, sidecars stop
+    /// without waiting any longer (`pkg/kubelet/kuberuntime/kuberuntime_termination_order.go`).
     pub(super) fn stop_containers(&mut self) {
         let pod = self.pod;
         let grace = self.memory.ending.map_or(pod.grace_seconds, |e| e.grace);
@@ -57,6 +57,7 @@ impl Planner<'_> {
         let mut turn = true;
         let sidecars = pod.init_containers.iter().rev().filter(|c| c.sidecar);
         let together = pod.containers.iter().chain(pod.init_containers.iter().filter(|c| !c.sidecar));
+        let together = together.chain(&pod.ephemeral_containers);
         let order: Vec<(bool, &Container)> =
             together.map(|c| (false, c)).chain(sidecars.map(|c| (true, c))).collect();
         let mut others_alive = false;
@@ -74,11 +75,11 @@ impl Planner<'_> {
                 self.stop_run(spec, id, cause, grace);
                 self.shorten(spec, id, grace);
                 self.continue_stop(spec, id, turn);
-                others_alive = true;
+                others_alive |= self.role(&spec.name) != ContainerRole::Ephemeral;
             } else if self
                 .in_flight(|a| matches!(a, Action::Start { container, .. } if container == &spec.name))
             {
-                others_alive = true;
+                others_alive |= self.role(&spec.name) != ContainerRole::Ephemeral;
             }
         }
         self.kill_strays();

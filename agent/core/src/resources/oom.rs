@@ -46,7 +46,7 @@ fn unassigned_memory_per_container(pod: &Pod) -> i64 {
         return 0;
     }
     let assigned = pod.peak(|c| c.resources.memory_request_bytes().max(0));
-    let count = i64::try_from(pod.all_containers().count()).unwrap_or(i64::MAX).max(1);
+    let count = i64::try_from(pod.lasting_containers().count()).unwrap_or(i64::MAX).max(1);
     own.saturating_sub(assigned) / count
 }
 

@@ -20,7 +20,7 @@ pub struct ApiStatus {
     pub pod_ips: Vec<IpAddr>,
     /// `conditions` of all writers by their types, with `lastTransitionTime`.
     pub conditions: BTreeMap<String, (Truth, Option<Wall>)>,
-    /// `initContainerStatuses` and `containerStatuses`.
+    /// `initContainerStatuses`, `containerStatuses` and `ephemeralContainerStatuses`.
     pub containers: Vec<ContainerStatus>,
 }
 

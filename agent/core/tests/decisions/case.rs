@@ -192,8 +192,7 @@ impl Case {
 
     pub(crate) fn state(&self, name: &str) -> ContainerState {
         let status = &self.plan.as_ref().expect("as the case has it").status;
-        let mut all = status.init_containers.iter().chain(&status.containers);
-        all.find(|c| c.name.as_str() == name).expect("as the case has it").state.clone()
+        status.all_containers().find(|c| c.name.as_str() == name).expect("as the case has it").state.clone()
     }
 
     pub(crate) fn waits(&self, name: &str) -> Option<String> {

@@ -1,6 +1,7 @@
 //! Single decisions, compared with the kubelet's values (`pkg/kubelet/kuberuntime`, `pkg/kubelet/status`).
 
 mod case;
+mod ephemeral;
 mod past;
 mod starts;
 mod status;

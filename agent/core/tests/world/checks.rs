@@ -64,10 +64,13 @@ impl World<'_> {
         let now = &p.status;
         let initialized =
             |s: &PodStatus| s.condition(ConditionType::Initialized).is_some_and(|c| c.status == Truth::True);
-        let all = |s: &PodStatus| s.init_containers.iter().chain(&s.containers).cloned().collect::<Vec<_>>();
+        let all = |s: &PodStatus| s.all_containers().cloned().collect::<Vec<_>>();
+        let ephemeral = |name: &ContainerName| self.is_ephemeral(name);
         if now.phase.is_terminal()
             && initialized(now)
-            && let Some(c) = all(now).iter().find(|c| !matches!(c.state, ContainerState::Terminated(_)))
+            && let Some(c) = all(now)
+                .iter()
+                .find(|c| !ephemeral(&c.name) && !matches!(c.state, ContainerState::Terminated(_)))
         {
             return Err(format!("{} is {:?} in a pod that has ended", c.name, c.state));
         }
@@ -84,7 +87,8 @@ impl World<'_> {
             }
             // The exception: a run that began before and was not observed until now.
             let same_run = is.restart_count == was.restart_count;
-            let kept = same_run && (before.terminating || before.phase.is_terminal());
+            let over = before.terminating || before.phase.is_terminal();
+            let kept = same_run && (over || ephemeral(&is.name));
             if kept
                 && let ContainerState::Terminated(t) = &was.state
                 && !matches!(&is.state, ContainerState::Terminated(u) if u.id == t.id && u.exit_code == t.exit_code)
@@ -109,6 +113,10 @@ impl World<'_> {
                 })
             }) && self.pod_was_over();
         if reason { Ok(()) } else { Err(format!("{a:?} without a reason")) }
+    }
+
+    fn is_ephemeral(&self, name: &ContainerName) -> bool {
+        self.desired.pod.ephemeral_containers.iter().any(|c| &c.name == name)
     }
 
     fn pod_was_over(&self) -> bool {
@@ -157,6 +165,10 @@ impl World<'_> {
             .find(|(o, c)| &c.container == container && *o != id && !matches!(c.state, RunState::Recorded(_)))
         {
             return Err(format!("{container} started beside {} which is {:?}", other.short(), c.state));
+        }
+        let other_run = || truth.containers.iter().any(|(o, c)| &c.container == container && o != id);
+        if self.is_ephemeral(container) && other_run() {
+            return Err(format!("ephemeral container {container} is started again"));
         }
         // A container that already exists is adopted, not run again.
         let adopted = truth.containers.get(id).is_some_and(|c| c.state != RunState::NotStarted);

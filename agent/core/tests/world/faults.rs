@@ -2,11 +2,12 @@
 
 use super::{Agent, Rng, World};
 use berth_core::{
+    model::Container,
     plan::*,
     status::{ApiStatus, Condition, PodStatus},
     time::{Boottime, Wall},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 impl World<'_> {
     pub(super) fn disturb(&mut self, rng: &mut Rng) -> Result<(), String> {
@@ -52,12 +53,31 @@ impl World<'_> {
                 self.all_condemned = true;
             }
             97 => self.task_vanishes(rng),
+            98 => self.debugged(rng),
             _ if self.observation_due => self.observe(),
             _ => {
                 learn(&self.desired.pod, &mut self.agent.memory, Fact::InputsChanged, self.now);
             }
         }
         Ok(())
+    }
+
+    /// The API server adds an ephemeral container to the pod.
+    fn debugged(&mut self, rng: &mut Rng) {
+        let pod = Arc::make_mut(&mut self.desired.pod);
+        let name = format!("e{}", pod.ephemeral_containers.len());
+        let Ok(name) = name.parse() else { return };
+        pod.ephemeral_containers.push(Container::new(name, "tools"));
+        self.tally.debugged += 1;
+        self.note(|| "the pod gets an ephemeral container".into());
+        // It mounts a volume that the pod did not mount before.
+        // What has begun already needs its own volumes alone.
+        let busy = |a: &Action| matches!(a, Action::MountVolumes | Action::Start { .. });
+        if rng.below(2) == 0 && !self.pending.iter().any(busy) {
+            self.truth.volumes_mounted = false;
+            self.agent.seen.volumes_mounted = false;
+        }
+        learn(&self.desired.pod, &mut self.agent.memory, Fact::InputsChanged, self.now);
     }
 
     fn end_some_action(&mut self, rng: &mut Rng) -> Result<(), String> {
@@ -136,7 +156,7 @@ impl World<'_> {
             start_time: status.start_time.map(second),
             pod_ips: status.pod_ips.clone(),
             conditions: status.conditions.iter().map(condition).collect(),
-            containers: status.init_containers.iter().chain(&status.containers).cloned().collect(),
+            containers: status.all_containers().cloned().collect(),
         };
         self.agent.memory.add_api_status(&self.desired.pod, &api, self.now);
         self.desired.terminal = api.terminal();

@@ -1,4 +1,5 @@
-//! Pods of the histories: every restart policy, with and without init containers, sidecars, probes and hooks.
+//! Pods of the histories: every restart policy, with and without init containers, sidecars, ephemeral
+//! containers, probes and hooks.
 
 use berth_core::{ids::*, model::*, plan::Desired};
 use std::sync::Arc;
@@ -65,6 +66,9 @@ pub fn specs() -> Vec<Desired> {
         ));
         all.push(pod(policy, vec![sidecar("s"), sidecar("t")], vec![container("a"), with_all("b")], None));
         all.push(pod(policy, vec![], vec![with_probes("a")], Some(600)));
+        let mut debugged = pod(policy, vec![container("i"), sidecar("s")], vec![with_probes("a")], None);
+        Arc::make_mut(&mut debugged.pod).ephemeral_containers = vec![container("e0"), container("e1")];
+        all.push(debugged);
     }
     all
 }

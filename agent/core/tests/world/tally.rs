@@ -12,6 +12,7 @@ pub struct Tally {
     pub pasts: u64,
     pub sandbox_losses: u64,
     pub outages: u64,
+    pub debugged: u64,
     pub ready: u64,
     pub finished: u64,
     pub terminal: u64,
@@ -28,6 +29,7 @@ impl Tally {
         self.pasts += o.pasts;
         self.sandbox_losses += o.sandbox_losses;
         self.outages += o.outages;
+        self.debugged += o.debugged;
         self.ready += o.ready;
         self.finished += o.finished;
         self.terminal += o.terminal;

@@ -29,6 +29,7 @@ fn user_error(pod: &Pod, container: &Container, error: &UserError) -> String {
 }
 
 impl NodeExecutor {
+    #[expect(clippy::too_many_arguments, reason = "each is one of the spec's inputs")]
     pub(super) fn spec(
         &self,
         pod: &Pod,
@@ -37,6 +38,7 @@ impl NodeExecutor {
         image: &Image,
         prepared: &PreparedFiles,
         files: UserFiles<'_>,
+        target: Option<u32>,
     ) -> Result<oci_spec::runtime::Spec, Failure> {
         let hostname = if pod.namespaces.host_network {
             // The host's own name, which may differ from the node's name.
@@ -64,6 +66,7 @@ impl NodeExecutor {
             sandbox_dir: &self.config.roots.sandbox_dir(&pod.uid),
             cgroups_path: &self.cgroups.container_cgroup(pod, id),
             hostname: &hostname,
+            target,
             seccomp_file: seccomp_file.as_deref(),
             host,
         };

@@ -24,7 +24,7 @@ fn spec_of(node: &Node, change: impl FnOnce(&mut Container)) -> Value {
         target_digest: "sha256:0".into(),
     };
     let (prepared, files) = (PreparedFiles::default(), UserFiles { passwd: None, group: None });
-    let spec = node.executor.spec(&pod, container, &id, &image, &prepared, files).unwrap();
+    let spec = node.executor.spec(&pod, container, &id, &image, &prepared, files, None).unwrap();
     serde_json::to_value(spec).unwrap()
 }
 

@@ -10,8 +10,7 @@ use berth_core::{
 
 /// The run, or the text of the 400.
 pub(crate) fn run(pod: &Pod, status: &PodStatus, container: &str, previous: bool) -> Result<LogRun, String> {
-    let mut statuses = status.containers.iter().chain(&status.init_containers);
-    let Some(found) = statuses.find(|status| status.name.as_str() == container) else {
+    let Some(found) = status.all_containers().find(|status| status.name.as_str() == container) else {
         return Err(format!("container {container:?} in pod {:?} is not available", pod.key.name.as_str()));
     };
     let (id, restarts_before) = id(found, previous).map_err(|why| {

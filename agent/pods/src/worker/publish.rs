@@ -10,6 +10,7 @@ use crate::{
 };
 use berth_core::{
     event::{Event, EventKind, EventRecord, Involved},
+    model::Container,
     plan::Failure,
     status::{ContainerState, Phase, PodStatus},
     time::Now,
@@ -91,8 +92,9 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     pub(super) fn event(&self, mut event: Event) {
         let at = self.executor.now().wall;
         let pod = self.pod();
-        event.init =
-            event.container.as_ref().is_some_and(|c| pod.init_containers.iter().any(|i| &i.name == c));
+        let of =
+            |list: &[Container]| event.container.as_ref().is_some_and(|c| list.iter().any(|i| &i.name == c));
+        (event.init, event.ephemeral) = (of(&pod.init_containers), of(&pod.ephemeral_containers));
         if event.kind == EventKind::Warning {
             tracing::info!(pod = %pod.key, reason = event.reason, message = event.message, "event");
         }

@@ -41,6 +41,8 @@ pub struct ContainerInput<'a> {
     pub cgroups_path: &'a str,
     /// The host name of the pod, or of the node for host-network pods.
     pub hostname: &'a str,
+    /// The process whose PID namespace an ephemeral container joins, if it targets a container.
+    pub target: Option<u32>,
     /// The text of the profile that `seccompProfile: Localhost` names.
     pub seccomp_file: Option<&'a str>,
     /// Facts of the node.
@@ -73,6 +75,15 @@ impl NamespacePaths {
             },
         }
     }
+
+    /// The same namespaces, with the PID namespace of this process in place of one of the container's own
+    /// (`generateLinuxContainerConfig`, `pkg/kubelet/kuberuntime`).
+    fn joining(mut self, target: Option<u32>) -> NamespacePaths {
+        if let (Some(pid), PidNamespace::Own) = (target, &self.pid) {
+            self.pid = PidNamespace::Shared(format!("/proc/{pid}/ns/pid").into());
+        }
+        self
+    }
 }
 
 /// Builds the spec of one attempt of a container. All containers of a pod share one shim group, named by the
@@ -90,7 +101,7 @@ pub fn build_container(input: &ContainerInput<'_>) -> Result<Spec, ContainerSpec
         command: input.command,
         args: input.args,
         mounts: input.mounts,
-        namespaces: &NamespacePaths::of(&pod.namespaces, input.sandbox_dir),
+        namespaces: &NamespacePaths::of(&pod.namespaces, input.sandbox_dir).joining(input.target),
         cgroups_path: input.cgroups_path,
         resources: &ContainerResources::of(pod, container, host.cgroup_facts()),
         oom_score_adj: oom_score_adj(pod, container, host.memory_capacity),

@@ -121,6 +121,7 @@ fn build(node: &Node, pod: &Pod, container: &Container, recorded: &Recorded) -> 
         sandbox_dir: Path::new("/NS"),
         cgroups_path: &cgroups_path(pod),
         hostname: &hostname(pod),
+        target: None,
         seccomp_file: Some(&profile),
         host: &node.facts,
     });

@@ -115,6 +115,7 @@ fn unsupported(
         annotations: metadata.annotations.unwrap_or_default(),
         init_containers: containers("initContainers"),
         containers: containers("containers"),
+        ephemeral_containers: containers("ephemeralContainers"),
         unsupported: Some(error.to_string()),
         ..Pod::new(uid, key, node.clone())
     }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 /// `status` of a v1.Pod.
 pub fn api_status(status: &Value) -> ApiStatus {
-    let lists = ["initContainerStatuses", "containerStatuses"];
+    let lists = ["initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"];
     ApiStatus {
         phase: match status["phase"].as_str() {
             Some("Pending") => Some(Phase::Pending),

@@ -2,7 +2,7 @@ use super::*;
 use crate::DesiredPod;
 use crate::status::pod_status;
 use berth_core::{
-    model::{NodeInfo, Origin, QosClass},
+    model::{Container, NodeInfo, Origin, PullPolicy, QosClass},
     status::{
         ApiStatus, Condition, ConditionType, ContainerState, ContainerStatus, ContainerUser, Phase,
         PodStatus, Terminated, Truth,
@@ -96,6 +96,10 @@ fn a_status_of_the_api_is_the_report_that_it_was_made_of() {
             since: Wall(1_767_225_604_000_000_000),
         }],
         init_containers: vec![container("i", Some("1"), ContainerState::Terminated(ended(Some("1"))), None)],
+        ephemeral_containers: vec![ContainerStatus {
+            started: None,
+            ..container("e", Some("4"), ContainerState::Terminated(ended(Some("4"))), None)
+        }],
         containers: vec![
             container("a", Some("2"), waiting, Some(ended(Some("2")))),
             container("b", None, ContainerState::Terminated(ended(None)), None),
@@ -122,7 +126,10 @@ fn a_status_of_the_api_is_the_report_that_it_was_made_of() {
         ("a.b/gate".to_owned(), (Truth::False, None)),
     ];
     assert_eq!(read.conditions, conditions.into());
-    assert_eq!(read.containers, [report.init_containers, report.containers].concat());
+    assert_eq!(
+        read.containers,
+        [report.init_containers, report.containers, report.ephemeral_containers].concat()
+    );
     let garbage =
         json!({ "phase": 1, "podIPs": [{}, { "ip": "x" }], "containerStatuses": [{ "name": "-" }, 3] });
     assert_eq!(api_status(&garbage), ApiStatus::default());
@@ -165,17 +172,61 @@ fn values_that_the_kubelet_ignores_keep_no_pod_from_running() {
         json!({ "seLinuxOptions": labels, "seLinuxChangePolicy": "Recursive" });
     of_api["spec"]["containers"][0]["securityContext"] =
         json!({ "seLinuxOptions": labels, "capabilities": { "add": ["NO_SUCH"] } });
-    of_api["spec"]["ephemeralContainers"] = json!([{ "name": "debug", "image": "i:1" }]);
+    of_api["spec"]["ephemeralContainers"] =
+        json!([{ "name": "debug", "image": "i:1" }, { "name": "debug", "image": "i:1" }]);
     let (pod, ignored) = desired(&of_api);
     assert_eq!(pod.pod.unsupported, None);
     assert_eq!(
         ignored,
         [
-            "spec.ephemeralContainers: ephemeral containers are not supported yet",
             "spec.containers[0].securityContext.seLinuxOptions: SELinux labels are not supported yet",
             "spec.containers[0].securityContext.capabilities.add[0]: \"NO_SUCH\" is no capability",
+            "spec.ephemeralContainers[1].name: debug is there twice",
             "spec.securityContext.seLinuxOptions: SELinux labels are not supported yet",
             "spec.securityContext.seLinuxChangePolicy: \"Recursive\" is not supported yet",
+        ]
+    );
+}
+
+#[test]
+fn ephemeral_containers_join_the_pod_and_one_that_cannot_run_says_so() {
+    let mut of_api = object(spec());
+    of_api["spec"]["volumes"] = json!([{ "name": "v", "emptyDir": {} }]);
+    let mount = |sub_path: Value| json!([{ "name": "v", "mountPath": "/v", "subPath": sub_path }]);
+    of_api["spec"]["ephemeralContainers"] = json!([
+        {
+            "name": "debug", "image": "i", "targetContainerName": "c", "stdin": true, "stdinOnce": true, "tty": true,
+            "command": ["sh"], "env": [{ "name": "A", "value": "b" }], "volumeMounts": mount(Value::Null),
+            "securityContext": { "privileged": true }, "resources": {},
+        },
+        { "name": "probed", "image": "i:2", "livenessProbe": { "exec": { "command": ["true"] } } },
+        { "name": "port", "image": "i:2", "ports": [{ "containerPort": 80 }] },
+        { "name": "limit", "image": "i:2", "resources": { "limits": { "cpu": "1" } } },
+        { "name": "again", "image": "i:2", "restartPolicy": "Always" },
+        { "name": "sub", "image": "i:2", "volumeMounts": mount("a".into()) },
+        { "name": "lost", "image": "i:2", "targetContainerName": "d" },
+    ]);
+    let (pod, ignored) = desired(&of_api);
+    assert_eq!(pod.pod.unsupported, None);
+    assert_eq!(ignored, [""; 0]);
+    let [debug, others @ ..] = pod.pod.ephemeral_containers.as_slice() else { panic!("none") };
+    assert_eq!(debug.unsupported, None);
+    assert_eq!((debug.name.as_str(), debug.pull_policy), ("debug", PullPolicy::Always));
+    assert_eq!(debug.target.as_ref().map(|name| name.as_str()), Some("c"));
+    assert!(debug.stdin && debug.stdin_once && debug.tty && debug.security.privileged);
+    assert_eq!((debug.command.len(), debug.env.len(), debug.mounts.len()), (1, 1, 1));
+    let why = |c: &Container| c.unsupported.as_deref().unwrap_or_default().to_owned();
+    let fields: Vec<String> =
+        others.iter().map(|c| why(c).split(": ").next().unwrap_or_default().into()).collect();
+    assert_eq!(
+        fields,
+        [
+            "spec.ephemeralContainers[1].livenessProbe",
+            "spec.ephemeralContainers[2].ports",
+            "spec.ephemeralContainers[3].resources",
+            "spec.ephemeralContainers[4].restartPolicy",
+            "spec.ephemeralContainers[5].volumeMounts[0]",
+            "spec.ephemeralContainers[6].targetContainerName",
         ]
     );
 }

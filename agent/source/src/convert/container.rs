@@ -24,6 +24,8 @@ pub(super) enum ContainerKind {
     Init,
     /// `containers`.
     Main,
+    /// `ephemeralContainers`.
+    Ephemeral,
 }
 
 /// A container with the API server's defaults.
@@ -78,6 +80,8 @@ pub(super) fn container(
         stdin_once: c.stdin_once.unwrap_or(false),
         tty: c.tty.unwrap_or(false),
         sidecar,
+        target: None,
+        unsupported: None,
     })
 }
 

@@ -5,7 +5,7 @@ use super::{
     check::{self, choice},
     container::{self, ContainerKind},
     context::{IgnoredValues, PodContext},
-    dns,
+    dns, ephemeral,
     field::{FieldError, FieldPath},
     metadata, ports,
     resources::{self, ResourceOwner},
@@ -45,7 +45,7 @@ pub(crate) fn pod(
     let spec_at = &at.key("spec");
     let spec = object.spec.as_ref().ok_or_else(|| spec_at.error("is required"))?;
     let restart_policy = restart_policy(spec_at, spec)?;
-    refuse_unsupported(spec_at, spec, &source)?;
+    refuse_unsupported(spec_at, spec)?;
     let grace_seconds = check::grace(spec.termination_grace_period_seconds.unwrap_or(30));
     let active_deadline_seconds = active_deadline(spec_at, spec)?;
     let namespaces = namespaces(spec_at, spec)?;
@@ -57,6 +57,8 @@ pub(crate) fn pod(
         grace_seconds,
     };
     let (mut init_containers, mut containers) = containers(spec_at, spec, &context)?;
+    let others: Vec<&Container> = init_containers.iter().chain(&containers).collect();
+    let ephemeral_containers = ephemeral::containers(spec_at, spec, &source.origin, &others, &context)?;
     let annotations = object.metadata.annotations.clone().unwrap_or_default();
     app_armor_annotations(at, &annotations, &mut init_containers, &mut containers)?;
     let (uid, key) = identity(at, object)?;
@@ -80,6 +82,7 @@ pub(crate) fn pod(
         overhead: overhead(spec_at, spec)?,
         init_containers,
         containers,
+        ephemeral_containers,
         volumes,
         namespaces,
         dns: dns::dns(spec_at, spec)?,
@@ -179,19 +182,7 @@ fn runtime_class(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<Option<Strin
 }
 
 /// Refuses fields that the node cannot honour yet: running the pod without them would break its promise.
-fn refuse_unsupported(
-    at: &FieldPath<'_>,
-    spec: &api::PodSpec,
-    source: &PodSource<'_>,
-) -> Result<(), FieldError> {
-    if spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty()) {
-        let at = at.key("ephemeralContainers");
-        if source.origin != Origin::Cluster {
-            return Err(at.error("cannot be part of a new pod"));
-        }
-        // They came to a pod that runs. The pod goes on without them.
-        source.ignored.ignore(at.error("ephemeral containers are not supported yet"))?;
-    }
+fn refuse_unsupported(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<(), FieldError> {
     if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
         return Err(at.key("resourceClaims").error("resource claims are not supported yet"));
     }

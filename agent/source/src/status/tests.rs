@@ -65,6 +65,7 @@ fn sample() -> (Value, Pod, PodStatus) {
             message: Some("containers with unready status: [side]".into()),
             since: at(1_700_000_003),
         }],
+        ephemeral_containers: Vec::new(),
         init_containers: vec![status(
             "init",
             ContainerState::Terminated(ended(0, "Completed", "b")),

@@ -62,8 +62,8 @@ fn running(pod: &Published) -> Option<Value> {
     let view = &pod.view;
     let object = pod.object()?;
     let spec = &object["spec"];
-    let all =
-        [&spec["containers"], &spec["initContainers"]].into_iter().filter_map(Value::as_array).flatten();
+    let lists = ["containers", "initContainers", "ephemeralContainers"];
+    let all = lists.iter().filter_map(|list| spec[*list].as_array()).flatten();
     let runs = |c: &&Value| view.containers.iter().any(|running| c["name"] == running.name.as_str());
     let containers: Vec<Value> = all
         .filter(runs)
@@ -81,7 +81,7 @@ fn running(pod: &Published) -> Option<Value> {
 /// How much longer the output of a run may take to be complete; `None` while it runs. A run that has ended is kept open
 /// while its container waits for the next one.
 fn rest(status: Option<&PodStatus>, run: &ContainerId, now: Wall) -> Option<Duration> {
-    let all = status.into_iter().flat_map(|status| status.containers.iter().chain(&status.init_containers));
+    let all = status.into_iter().flat_map(PodStatus::all_containers);
     for container in all {
         if container.id.as_ref() == Some(run) && matches!(container.state, ContainerState::Running { .. }) {
             return None;

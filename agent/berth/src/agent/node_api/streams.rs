@@ -82,8 +82,7 @@ impl StreamBackend for Streams {
 }
 
 fn specification<'a>(pod: &'a PodState, name: &str) -> Option<&'a Container> {
-    let mut all = pod.pod.containers.iter().chain(&pod.pod.init_containers);
-    all.find(|container| container.name.as_str() == name)
+    pod.pod.all_containers().find(|container| container.name.as_str() == name)
 }
 
 /// Connects a socket that belongs to the network namespace of this pin, or to the node's.

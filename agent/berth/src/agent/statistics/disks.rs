@@ -8,6 +8,7 @@ use crate::agent::status_manager::PodState;
 use berth_core::{
     model::{Medium, VolumeSource},
     roots::Roots,
+    status::ContainerStatus,
     sync::lock,
     time::Boottime,
 };
@@ -122,8 +123,13 @@ fn walked(roots: &Roots, state: &PodState) -> Vec<PathBuf> {
         .iter()
         .filter(|v| on_disk(&v.source))
         .map(|v| volume_dir(roots, state, v.name.as_str(), &v.source));
-    let logs = state.status.containers.iter().map(|c| log_dir(roots, state, c.name.as_str()));
+    let logs = counted(state).map(|c| log_dir(roots, state, c.name.as_str()));
     volumes.chain(logs).collect()
+}
+
+/// The containers whose disks count: main and ephemeral ones.
+fn counted(state: &PodState) -> impl Iterator<Item = &ContainerStatus> {
+    state.status.containers.iter().chain(&state.status.ephemeral_containers)
 }
 
 fn volume_dir(roots: &Roots, state: &PodState, name: &str, source: &VolumeSource) -> PathBuf {
@@ -147,7 +153,7 @@ impl Known {
         let layers = lock(&self.layers).as_ref().map(|(_, layers)| Arc::clone(layers));
         let logs = capacity(&roots.pod_logs);
         let pods = pods.iter().map(|state| {
-            let containers = state.status.containers.iter().map(|c| {
+            let containers = counted(state).map(|c| {
                 let rootfs = c.id.as_ref().and_then(|id| layers.as_ref()?.writable.get(id.as_str()).copied());
                 let disks = ContainerDisks {
                     rootfs: directory(rootfs.map(layer), images),

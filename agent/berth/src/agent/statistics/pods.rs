@@ -72,7 +72,7 @@ fn sandbox_name(pod: &Pod) -> String {
 type Run<'a> = (&'a ContainerStatus, &'a ContainerId, berth_core::time::Wall);
 
 fn running(status: &PodStatus) -> impl Iterator<Item = Run<'_>> {
-    status.init_containers.iter().chain(&status.containers).filter_map(|c| match c.state {
+    status.all_containers().filter_map(|c| match c.state {
         ContainerState::Running { started_at } => Some((c, c.id.as_ref()?, started_at)),
         _ => None,
     })
@@ -154,7 +154,7 @@ pub(super) fn counts(status: &StatusManager) -> PodCounts {
             }
         }
         let mut runs = 0;
-        for c in status.init_containers.iter().chain(&status.containers) {
+        for c in status.all_containers() {
             match c.state {
                 ContainerState::Running { .. } => runs += 1,
                 ContainerState::Terminated(_) => *counts.containers.entry("exited").or_default() += 1,

@@ -15,6 +15,9 @@ use std::time::Duration;
 /// The reason of a container's end whose cause could not be determined.
 const CONTAINER_STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
 
+/// The message of the end of a container of which no record is left.
+const LOST: &str = "The container could not be located when the pod was terminated";
+
 /// The message of reason `CrashLoopBackOff`.
 fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> String {
     let secs = delay.as_secs();
@@ -29,7 +32,8 @@ fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> String {
 }
 
 pub(super) fn container_status(d: &Planner<'_>, spec: &Container, over: bool) -> ContainerStatus {
-    if (d.memory.ending.is_some() || over)
+    let ephemeral = d.role(&spec.name) == ContainerRole::Ephemeral;
+    if (d.memory.ending.is_some() || over || ephemeral)
         && let Some(last) = kept_status(d, &spec.name)
     {
         return last;
@@ -45,7 +49,11 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
     let state = state(d, spec, phase, over);
     let last_state = last_state(d, spec, &state);
     let started = running && run.is_some_and(|r| r.startup_done && r.post_start == HookState::Done);
-    let ready = if d.role(&spec.name) == ContainerRole::Init {
+    let role = d.role(&spec.name);
+    let ready = if role == ContainerRole::Ephemeral {
+        // The kubelet's probe manager does not know of ephemeral containers.
+        Truth::False
+    } else if role == ContainerRole::Init {
         // An init container that has finished counts as ready.
         truth(d.init_finished(&spec.name))
     } else if !started {
@@ -63,7 +71,7 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
         image_id: newest.map(|(_, c)| c.image_id.clone()).unwrap_or_default(),
         id: newest.map(|(id, _)| id.clone()),
         ready,
-        started: Some(started),
+        started: (role != ContainerRole::Ephemeral).then_some(started),
         restart_count: d.mem(&spec.name).map_or(0, |m| m.restarts),
         state,
         last_state,
@@ -73,6 +81,9 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
 
 /// The end of the run before the one that the state shows: by the records, or by the API's status where they are lost.
 fn last_state(d: &Planner<'_>, spec: &Container, state: &ContainerState) -> Option<Terminated> {
+    if d.role(&spec.name) == ContainerRole::Ephemeral {
+        return None;
+    }
     let newest = d.newest(&spec.name);
     let waiting = matches!(state, ContainerState::Waiting { .. });
     let recorded = match newest.filter(|(_, c)| waiting && c.state.exit().is_some()) {
@@ -93,6 +104,12 @@ pub(super) fn truth(b: bool) -> Truth {
 }
 
 fn state(d: &Planner<'_>, spec: &Container, phase: ContainerPhase<'_>, over: bool) -> ContainerState {
+    if d.ephemeral_run_lost(spec) {
+        let mem = d.mem(&spec.name);
+        let end = mem.and_then(|m| m.past.as_ref()?.end.clone());
+        let id = mem.and_then(|m| m.run.as_ref()).map(|run| run.id.clone());
+        return ContainerState::Terminated(end.unwrap_or_else(|| unknown_end(LOST, id)));
+    }
     let ended = ending(d) || over;
     let dead = matches!(phase, ContainerPhase::Dead(..));
     if let Some(retry) = failure_of(d, &spec.name).filter(|_| !(ended && dead)) {
@@ -186,8 +203,7 @@ fn waiting_message(retry: &Retry, spec: &Container) -> String {
 /// known to have ended, counts as failed (`TerminatePod`, `pkg/kubelet/status`).
 pub(super) fn terminate_waiting(containers: &mut [ContainerStatus]) {
     for c in containers.iter_mut().filter(|c| matches!(c.state, ContainerState::Waiting { .. })) {
-        let message = "The container could not be located when the pod was terminated";
-        c.state = ContainerState::Terminated(unknown_end(message, c.id.clone()));
+        c.state = ContainerState::Terminated(unknown_end(LOST, c.id.clone()));
     }
 }
 

@@ -15,6 +15,7 @@ pub(super) fn waiting_for(
     phase: Phase,
     init: &[ContainerStatus],
     mains: &[ContainerStatus],
+    ephemeral: &[ContainerStatus],
 ) -> Option<(String, Option<Boottime>)> {
     if matches!(phase, Phase::Succeeded | Phase::Failed) {
         return None;
@@ -23,6 +24,7 @@ pub(super) fn waiting_for(
         let left: Vec<&str> = init
             .iter()
             .chain(mains)
+            .chain(ephemeral)
             .filter(|c| matches!(c.state, ContainerState::Running { .. }))
             .map(|c| c.name.as_str())
             .collect();
