@@ -23,6 +23,8 @@ pub struct PodCounts {
     pub active: (u64, u64),
     /// Volumes by plugin: wanted ones, and those that are set up.
     pub volumes: BTreeMap<&'static str, (u64, u64)>,
+    /// Ephemeral containers of wanted pods.
+    pub ephemeral: u64,
 }
 
 /// Facts of the agent for `/metrics`.
@@ -137,6 +139,8 @@ fn pods(text: &mut Exposition, pods: &PodCounts) {
         text.sample("", &[("static", "")], others.into(), None);
         text.sample("", &[("static", "true")], of_files.into(), None);
     }
+    text.family("kubelet_managed_ephemeral_containers", "Ephemeral containers of wanted pods.", Gauge);
+    text.sample("", &[], pods.ephemeral.into(), None);
     text.family("volume_manager_total_volumes", "Volumes by plugin: wanted ones, and those set up.", Gauge);
     for (plugin, (wanted, set_up)) in &pods.volumes {
         for (state, count) in [("actual_state_of_world", set_up), ("desired_state_of_world", wanted)] {
@@ -173,6 +177,7 @@ mod tests {
                 desired: (1, 2),
                 active: (0, 2),
                 volumes: [("kubernetes.io/empty-dir", (2, 1))].into(),
+                ephemeral: 1,
             },
             ..AgentFacts::default()
         };

@@ -141,6 +141,8 @@ pub(super) fn counts(status: &StatusManager) -> PodCounts {
         };
         if desired {
             counts.desired = add(counts.desired);
+            let ephemeral = u64::try_from(pod.ephemeral_containers.len()).unwrap_or(0);
+            counts.ephemeral = counts.ephemeral.saturating_add(ephemeral);
         }
         let active = !matches!(status.phase, Phase::Succeeded | Phase::Failed);
         if active {
