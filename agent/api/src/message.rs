@@ -16,12 +16,14 @@
 //! | `remove-image` | `removed-images` |
 //! | `tag-image` | `tagged` |
 //! | `inspect-image` | `image` |
+//! | `prune-images` | `pruned-images` |
+//! | `verify-image` | `verified-image` |
 //! | `shutdown` | `shutting-down` |
 //!
 //! The reply to any request may be `error` instead. A watch ends with its connection. So does an
 //! exec: its process is killed when the client disconnects. A pull goes on without its client.
 
-use crate::view::{ImageDetails, ImageView, NodeView, PodView, PullView};
+use crate::view::{ImageDetails, ImageView, NodeView, PodView, PruneView, PullView, VerifiedImage};
 use berth_core::{
     event::EventRecord,
     ids::{ContainerName, PodKey, PodUid},
@@ -123,6 +125,17 @@ pub enum Request {
     },
     /// Details of an image.
     InspectImage {
+        /// The image's name.
+        image: String,
+    },
+    /// Remove the images that no pod uses.
+    PruneImages {
+        /// Whether images below the minimum age are removed too.
+        #[serde(default)]
+        all: bool,
+    },
+    /// Check every blob of an image, and its snapshots.
+    VerifyImage {
         /// The image's name.
         image: String,
     },
@@ -256,6 +269,13 @@ pub enum Reply {
     Image {
         /// The image.
         image: Box<ImageDetails>,
+    },
+    /// Images that no pod uses are removed.
+    PrunedImages(Box<PruneView>),
+    /// An image is checked.
+    VerifiedImage {
+        /// What the check has shown.
+        image: Box<VerifiedImage>,
     },
     /// The pods are being terminated.
     ShuttingDown,

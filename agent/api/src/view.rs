@@ -159,6 +159,9 @@ pub struct NodeView {
     /// Health of cluster DNS; `None` where this node does not serve it.
     #[serde(default)]
     pub dns: Option<Health>,
+    /// The file system of the images, and what image collection did there; `None` before the first look.
+    #[serde(default)]
+    pub image_disk: Option<Health>,
     /// The node's addresses and uplinks; `None` from an older agent.
     #[serde(default)]
     pub addresses: Option<AddressesView>,
@@ -255,4 +258,45 @@ pub struct ImageView {
     /// The time of its creation or import on this node.
     #[serde(default)]
     pub created: Option<Wall>,
+}
+
+/// What `berth image prune` removed and what it left.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneView {
+    /// The names of the removed images.
+    #[serde(default)]
+    pub removed: Vec<String>,
+    /// Bytes that containerd's store holds less: blobs and unpacked layers.
+    #[serde(default)]
+    pub freed: u64,
+    /// The number of images that stay, by the reason.
+    #[serde(default)]
+    pub kept: Vec<(String, u32)>,
+}
+
+/// The check of an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedImage {
+    /// The image's name.
+    pub name: String,
+    /// The number of sound blobs.
+    #[serde(default)]
+    pub blobs: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub bytes: u64,
+    /// What is damaged; empty for a sound image.
+    #[serde(default)]
+    pub damage: Vec<DamagedPart>,
+}
+
+/// A damaged part of an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedPart {
+    /// The part, such as `layer 2`.
+    pub part: String,
+    /// Its digest, or the key of the snapshot.
+    pub digest: String,
+    /// What is wrong.
+    pub reason: String,
 }

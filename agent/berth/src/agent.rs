@@ -8,9 +8,12 @@ mod client_command;
 mod cluster;
 mod cluster_dns;
 mod control_plane;
+mod credential_providers;
 mod exec_session;
 mod host_network;
 mod housekeeping;
+mod image_args;
+mod image_collection;
 mod image_requests;
 mod local_api;
 mod local_server;
@@ -27,6 +30,7 @@ use self::{
     certificates::ServingTls,
     cluster::ControlPlane,
     cluster_dns::ClusterDns,
+    image_collection::ImageCollection,
     local_api::LocalApi,
     service_inputs::ServicesHealth,
     services::{EngineInputs, ServicesConfig},
@@ -35,6 +39,7 @@ use self::{
 };
 use crate::{dns::DEFAULT_DOMAIN, lock};
 use anyhow::{Context as _, bail};
+use berth_cluster::ImageAccounts;
 use berth_core::roots::Roots;
 use berth_executor::{NodeConfig, NodeExecutor, pump};
 use berth_network::{Network, NetworkConfig};
@@ -64,6 +69,10 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
     if args.standalone && args.manifests.is_none() && args.static_pods.is_none() {
         bail!("--standalone needs --manifests DIR or --static-pods DIR");
     }
+    if let Some(fault) = args.images.policy().fault() {
+        bail!("{fault}");
+    }
+    args.images.verification().map_err(anyhow::Error::msg)?;
     if args.serve_dns {
         args.cluster_domain.get_or_insert_with(|| DEFAULT_DOMAIN.to_owned());
     }
@@ -181,6 +190,11 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let dirs = (args.manifests.clone(), args.static_pods.clone());
     let snapshots = control_plane.as_ref().map(ControlPlane::snapshots);
     let (sources, desired) = sources::start(&roots, dirs, ranges, snapshots, &cache);
+    let plugins = credential_providers::open(
+        args.images.image_credential_provider_config.as_deref(),
+        args.images.image_credential_provider_bin_dir.as_deref(),
+        control_plane.as_ref().map(|control_plane| ImageAccounts::new(control_plane.pool())),
+    )?;
     let config = NodeConfig {
         roots: roots.clone(),
         boot: boot.clone(),
@@ -188,6 +202,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         pids_limit: args.pod_pids_limit,
         host,
         services: sources::lister(&sources.latest),
+        plugins,
+        verification: args.images.verification().map_err(anyhow::Error::msg)?,
     };
     let executor = Arc::new(NodeExecutor::new(
         config,
@@ -202,7 +218,15 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let status = Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), node.clone(), events));
     let health = ServicesHealth::default();
     let attached = network.clone();
+    let images = ImageCollection::new(image_collection::Parts {
+        policy: args.images.policy(),
+        executor: Arc::clone(&executor),
+        status: Arc::clone(&status),
+        desired: desired.clone(),
+        events: control_plane.as_ref().map(ControlPlane::events),
+    });
     let api = LocalApi {
+        images: images.clone(),
         roots: roots.clone(),
         cache,
         executor: Arc::clone(&executor),
@@ -258,6 +282,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     };
     let pumping = tokio::spawn(pump(Arc::clone(&executor), runtime_config));
     let housekeeping = tokio::spawn(housekeeping::run(Arc::clone(&status), cgroups.clone()));
+    let collecting = tokio::spawn(images.run());
 
     let services = (!args.no_services).then(|| {
         let config = ServicesConfig {
@@ -315,7 +340,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         node_api.shutdown().await;
     }
     serving.shutdown().await;
-    for task in [pumping, housekeeping, following, following_node] {
+    for task in [pumping, housekeeping, collecting, following, following_node] {
         task.abort();
     }
     drop(publishing);

@@ -68,6 +68,14 @@ pub(crate) enum Error {
     /// The output cannot be encoded as JSON.
     #[error("cannot encode JSON")]
     Json(#[from] serde_json::Error),
+    /// Images are damaged; the output names the parts.
+    #[error("{damaged} of {checked} images damaged; `berth image pull` fetches what is missing")]
+    Damaged {
+        /// The number of damaged images.
+        damaged: usize,
+        /// The number of images.
+        checked: usize,
+    },
     /// Standard output is closed.
     #[error("standard output is closed")]
     Pipe,

@@ -9,6 +9,7 @@
 
 mod api_pods;
 pub mod certificates;
+mod image_accounts;
 mod inputs;
 mod object;
 pub mod publish;
@@ -20,6 +21,7 @@ mod tokens;
 mod wait;
 
 pub use api_pods::ApiPods;
+pub use image_accounts::ImageAccounts;
 pub use rights::foreign_certificate;
 pub use source::{ClusterSource, SourceHealth};
 pub use task::Task;

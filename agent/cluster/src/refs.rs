@@ -187,7 +187,14 @@ mod tests {
         for text in ["followed", "kept"] {
             let (namespace, name) = (namespace.clone(), text.to_owned());
             let (data, binary_data) = (BTreeMap::new(), BTreeMap::new());
-            objects.put_config_map(KeyedData { namespace, name, kind: None, data, binary_data });
+            objects.put_config_map(KeyedData {
+                namespace,
+                name,
+                kind: None,
+                uid: String::new(),
+                data,
+                binary_data,
+            });
         }
         objects.put_absent(ObjectKind::ConfigMap, namespace.clone(), "absent".to_owned());
         let mut objects = Arc::new(objects);

@@ -15,7 +15,8 @@ use berth_core::{
 use berth_kube::{Error, pool::Pool, request::Request, status::is_about_request};
 use berth_sys::clock;
 use jiff::Timestamp;
-use schedule::{Failed, Issued, Schedule};
+pub(crate) use schedule::Issued;
+use schedule::{Failed, Schedule};
 use serde::Deserialize;
 use serde_json::json;
 use std::{
@@ -144,7 +145,7 @@ struct TokenStatus {
 
 /// The token of an answer. The API server may grant a shorter or a longer life than was asked for, and the end that it
 /// says counts.
-fn issued(body: &[u8], now: Wall) -> Result<Issued, String> {
+pub(crate) fn issued(body: &[u8], now: Wall) -> Result<Issued, String> {
     let answer: TokenRequest =
         serde_json::from_slice(body).map_err(|error| format!("cannot read the TokenRequest: {error}"))?;
     let expires = i64::try_from(answer.status.expiration_timestamp.as_nanosecond())

@@ -41,3 +41,70 @@ pub struct Now {
     /// The wall clock, for display.
     pub wall: Wall,
 }
+
+/// Reads a duration as Go writes it (`time.ParseDuration`), such as `90s`, `1h30m` or `1.5h`; `None` for a malformed or a
+/// negative one.
+pub fn parse_go_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    let mut nanos: u128 = 0;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let (number, unit_on) = rest.split_at(digits);
+        let unit_ends = unit_on.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(unit_on.len());
+        let (unit, next) = unit_on.split_at(unit_ends);
+        let scale: u128 = match unit {
+            "ns" => 1,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return None,
+        };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
+            return None;
+        }
+        let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+        nanos = nanos.checked_add(whole.checked_mul(scale)?)?;
+        let mut part = scale;
+        for digit in fraction.bytes() {
+            part /= 10;
+            nanos = nanos.checked_add(u128::from(digit - b'0') * part)?;
+        }
+        rest = next;
+    }
+    // Go's durations are 63 bits of nanoseconds.
+    i64::try_from(nanos).ok().and_then(|n| u64::try_from(n).ok()).map(Duration::from_nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_reads_them() {
+        for (text, millis) in [
+            ("0", 0),
+            ("0s", 0),
+            ("90s", 90_000),
+            ("1h30m", 5_400_000),
+            ("1.5h", 5_400_000),
+            (".5s", 500),
+            ("500ms", 500),
+            ("2000us", 2),
+            ("12h0m0s", 43_200_000),
+        ] {
+            assert_eq!(parse_go_duration(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for bad in ["", "5", "m", ".s", "1.2.3s", "1d", "-1s", "99999999999999999999h", "\u{e9}", "s5"] {
+            assert_eq!(parse_go_duration(bad), None, "{bad}");
+        }
+    }
+}

@@ -7,7 +7,9 @@
 
 mod claims;
 mod cleanup;
+mod collection;
 mod command;
+mod credential_plugins;
 mod events;
 mod hooks;
 mod image_users;
@@ -17,6 +19,7 @@ mod observe;
 mod pod_locks;
 mod probe;
 mod pull_credentials;
+mod pull_records;
 mod pulls;
 mod sandbox;
 mod service_lister;
@@ -28,6 +31,8 @@ mod stopwatch;
 #[cfg(test)]
 mod testing;
 
+pub use collection::CollectableImage;
+pub use credential_plugins::{Asked, CredentialPlugins, ServiceAccount, ServiceAccounts};
 pub use events::pump;
 pub use node_executor::{NodeConfig, NodeExecutor, recursive_read_only};
 pub use pulls::{PullByHand, PullState, PulledImage};

@@ -61,13 +61,53 @@ static RELIST_INTERVAL: Histogram = Histogram::histogram(
     &[],
     DEFAULT_BUCKETS,
 );
+static COLLECTED_IMAGES: Counter = Counter::counter(
+    "kubelet_image_garbage_collected_total",
+    "Images that image collection removed, by reason: space or age.",
+    &["reason"],
+);
+
+static PLUGIN_ERRORS: Counter = Counter::counter(
+    "kubelet_credential_provider_plugin_errors_total",
+    "Calls of credential provider plugins that failed, by plugin.",
+    &["plugin_name"],
+);
+static PLUGIN_DURATION: Histogram = Histogram::histogram(
+    "kubelet_credential_provider_plugin_duration",
+    "How long calls of credential provider plugins took, in seconds, by plugin.",
+    &["plugin_name"],
+    DEFAULT_BUCKETS,
+);
 
 /// When the last observation began.
 static LAST_RELIST: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// The families of `/metrics`.
-pub fn families() -> [&'static dyn ReadFamily; 6] {
-    [&OPERATIONS, &ERRORS, &DURATION, &SANDBOX_DURATION, &RELIST_DURATION, &RELIST_INTERVAL]
+pub fn families() -> [&'static dyn ReadFamily; 9] {
+    [
+        &OPERATIONS,
+        &ERRORS,
+        &DURATION,
+        &SANDBOX_DURATION,
+        &RELIST_DURATION,
+        &RELIST_INTERVAL,
+        &COLLECTED_IMAGES,
+        &PLUGIN_ERRORS,
+        &PLUGIN_DURATION,
+    ]
+}
+
+/// Counts a call of a credential provider plugin.
+pub(crate) fn count_plugin_call(plugin: &str, took: Duration, failed: bool) {
+    PLUGIN_DURATION.observe(&[plugin], took);
+    if failed {
+        PLUGIN_ERRORS.inc(&[plugin]);
+    }
+}
+
+/// Counts an image that image collection removed.
+pub fn count_collected_image(too_old: bool) {
+    COLLECTED_IMAGES.inc(&[if too_old { "age" } else { "space" }]);
 }
 
 /// The kubelet's name of an action; `None` for an action that is no operation of the runtime.

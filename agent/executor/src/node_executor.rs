@@ -9,9 +9,11 @@
 use crate::{
     ServiceLister,
     claims::Claims,
+    credential_plugins::CredentialPlugins,
     image_users::ImageUsers,
     metrics,
     pod_locks::{Area, PodLocks},
+    pull_records::PullRecords,
     pulls::Pulls,
     slots::{Slot, Slots},
 };
@@ -19,6 +21,7 @@ use berth_core::{
     admit::admit,
     error::Chain,
     ids::{BootId, ContainerId, ContainerName, PodUid},
+    image::pull_record::VerificationPolicy,
     model::{NodeInfo, Pod, Probe},
     plan::{Action, Failure},
     probe::ProbeResult,
@@ -60,6 +63,10 @@ pub struct NodeConfig {
     pub host: HostFacts,
     /// The Services for the environment variables of containers.
     pub services: ServiceLister,
+    /// Plugins that give credentials for images.
+    pub plugins: CredentialPlugins,
+    /// Which present images serve a pod only after a look at its credentials.
+    pub verification: VerificationPolicy,
 }
 
 /// Whether the kernel has `mount_setattr(AT_RECURSIVE)` (Linux 5.12). Every OCI runtime that setup accepts
@@ -85,6 +92,7 @@ pub struct NodeExecutor {
     pub(crate) users: ImageUsers,
     pub(crate) images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
     pub(crate) pulls: Pulls,
+    pub(crate) records: PullRecords,
     pub(crate) starts: Slots,
     pub(crate) sandboxes: Slots,
     pub(crate) removals: Slots,
@@ -139,6 +147,7 @@ impl NodeExecutor {
         prober: Prober,
         incoming: mpsc::Sender<NodeEvent>,
     ) -> NodeExecutor {
+        let records = PullRecords::new(&config.roots.pod_state, config.verification.clone());
         NodeExecutor {
             config,
             runtime: Mutex::new(None),
@@ -153,6 +162,7 @@ impl NodeExecutor {
             users: ImageUsers::default(),
             images: Mutex::default(),
             pulls: Pulls::default(),
+            records,
             starts: Slots::of_each_processor(STARTS_PER_CPU),
             sandboxes: Slots::of_each_processor(SANDBOXES_PER_CPU),
             removals: Slots::of_each_processor(REMOVALS_PER_CPU),

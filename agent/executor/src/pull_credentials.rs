@@ -1,10 +1,14 @@
-//! The credentials for an image: of the pod's pull secrets first, then of the node's own configuration, as the kubelet
-//! looks for them (`pkg/credentialprovider`). They are read at each pull, and kept nowhere.
+//! The credentials for an image: of the pod's pull secrets first, then of the node's own configuration, then of the
+//! plugins, as the kubelet looks for them (`pkg/credentialprovider`). They are read at each pull; only answers of plugins
+//! are kept, by [`crate::credential_plugins`].
 
-use crate::node_executor::blocking;
+use crate::{credential_plugins::CredentialPlugins, node_executor::blocking};
 use berth_core::{
     error::Chain,
-    image::{Credential, DockerConfig, DockerConfigError, Keyring},
+    image::{
+        CredentialSource, DockerConfig, DockerConfigError, Keyring, ObjectCoordinates, Sourced,
+        provider::PullPod,
+    },
     model::{ObjectKind, Pod},
     plan::Failure,
     roots::Roots,
@@ -37,14 +41,25 @@ const TYPES: [(&str, &str, Read); 2] = [
 /// A pull secret holds something else than its type says.
 pub(crate) async fn candidates(
     roots: &Roots,
+    plugins: &CredentialPlugins,
     context: &Context,
     image: &str,
-) -> Result<Vec<Credential>, Failure> {
+) -> Result<Vec<Sourced>, Failure> {
     let full = reference::normalise(image);
     let repository = reference::repository(&full);
     let mut found = of_secrets(context)?.candidates(repository);
     found.extend(of_node(roots).await?.candidates(repository));
+    found.extend(plugins.keyring(repository, &pull_pod(&context.pod)).await.candidates(repository));
     Ok(found)
+}
+
+fn pull_pod(pod: &Pod) -> PullPod {
+    PullPod {
+        namespace: pod.key.namespace.to_string(),
+        name: pod.key.name.to_string(),
+        uid: pod.uid.to_string(),
+        service_account: pod.service_account.clone(),
+    }
 }
 
 /// The pod's pull secrets that are absent or unknown.
@@ -75,7 +90,12 @@ fn of_secrets(context: &Context) -> Result<Keyring, Failure> {
                     format!("cannot read pull secret {}/{name}: {e}", pod.key.namespace),
                 )
             })?;
-            keyring.add(&config);
+            let source = CredentialSource::Secret(ObjectCoordinates {
+                uid: secret.uid.clone(),
+                namespace: secret.namespace.to_string(),
+                name: secret.name.clone(),
+            });
+            keyring.add(&config, Some(&source));
         }
     }
     Ok(keyring)
@@ -87,7 +107,7 @@ pub(crate) async fn of_node(roots: &Roots) -> Result<Keyring, Failure> {
     blocking(move || {
         let mut keyring = Keyring::default();
         if let Some(config) = read_node(&first, home.as_deref()) {
-            keyring.add(&config);
+            keyring.add(&config, None);
         }
         keyring
     })

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinSet,
 };
 
@@ -45,6 +45,8 @@ pub struct PulledImage {
     pub size: u64,
     /// How long the pull took, without the wait for its turn.
     pub took: Duration,
+    /// The place of the credential that succeeded among those of the pull; `None`: none was sent.
+    pub used: Option<usize>,
 }
 
 /// The state of a pull that is under way.
@@ -114,6 +116,8 @@ struct Shared {
     tasks: Mutex<JoinSet<()>>,
     /// Whether a task looks for leases of abandoned pulls.
     sweeping: AtomicBool,
+    /// Notified when a pull has succeeded.
+    pulled: Notify,
 }
 
 impl Default for Pulls {
@@ -124,6 +128,7 @@ impl Default for Pulls {
             slots: Semaphore::new(AT_ONCE),
             tasks: Mutex::default(),
             sweeping: AtomicBool::new(false),
+            pulled: Notify::new(),
         }))
     }
 }
@@ -178,6 +183,11 @@ impl Pulls {
         sweep(&self.0, runtime);
     }
 
+    /// Waits until a pull has succeeded. One that succeeded before the call counts, once.
+    pub(crate) async fn pulled(&self) {
+        self.0.pulled.notified().await;
+    }
+
     /// The pulls that are under way, by reference.
     pub(crate) fn list(&self) -> Vec<PullState> {
         let running = lock(&self.0.running);
@@ -225,12 +235,13 @@ impl Shared {
         let _slot = self.slots.acquire().await;
         let begun = Instant::now();
         tracing::info!(image = reference, credentials = credentials.len(), "pulling");
-        let mut candidates: Vec<Option<&Credential>> = credentials.iter().map(Some).collect();
+        let mut candidates: Vec<(Option<usize>, Option<&Credential>)> =
+            credentials.iter().enumerate().map(|(n, credential)| (Some(n), Some(credential))).collect();
         if candidates.is_empty() {
-            candidates.push(None);
+            candidates.push((None, None));
         }
         let mut failures: Vec<String> = Vec::new();
-        for credential in candidates {
+        for (used, credential) in candidates {
             match runtime.pull(reference, credential, progress).await {
                 Ok(pulled) => {
                     let took = begun.elapsed();
@@ -240,7 +251,8 @@ impl Shared {
                         took_ms = took.as_millis(),
                         "pulled"
                     );
-                    return Ok(PulledImage { image: pulled.image, size: pulled.size, took });
+                    self.pulled.notify_one();
+                    return Ok(PulledImage { image: pulled.image, size: pulled.size, took, used });
                 }
                 Err(e) => {
                     tracing::warn!(image = reference, why = %Chain(&e), "cannot pull");

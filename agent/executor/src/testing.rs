@@ -76,6 +76,8 @@ impl Node {
             pids_limit: None,
             host: HostFacts::default(),
             services: ServiceLister::new(|| Some(Vec::new())),
+            plugins: crate::CredentialPlugins::default(),
+            verification: Default::default(),
         };
         let executor = NodeExecutor::new(
             config,

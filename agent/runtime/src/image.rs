@@ -26,9 +26,13 @@ use std::{
 mod manage;
 #[cfg(test)]
 mod mutations;
+mod stored;
 mod unpack;
+mod verify;
 
 pub use manage::ImageDetails;
+pub use stored::{StoreUse, StoredImage};
+pub use verify::{Damage, Verified};
 
 /// The largest manifest or configuration that is read, in bytes.
 const MAX_BLOB: u64 = 4 << 20;
@@ -47,6 +51,8 @@ pub struct Image {
     pub chain_id: String,
     /// The digest that the name points to: an index or a manifest.
     pub target_digest: String,
+    /// The digest of the image's configuration, which is the image's id in the CRI.
+    pub config_digest: String,
 }
 
 /// An image by name, for lists.
@@ -310,6 +316,7 @@ impl Runtime {
             config: content.config.clone(),
             chain_id: content.chain_id.clone(),
             target_digest: target.digest,
+            config_digest: content.config_digest.clone(),
         })
     }
 

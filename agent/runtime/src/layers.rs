@@ -4,7 +4,7 @@
 //! The snapshotter walks an active layer for each question, so the caller asks rarely.
 
 use crate::{Error, Runtime, client::call};
-use containerd_client::services::v1::snapshots::{Kind, ListSnapshotsRequest, UsageRequest};
+use containerd_client::services::v1::snapshots::{Info, Kind, ListSnapshotsRequest, UsageRequest};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::timeout;
 
@@ -42,7 +42,9 @@ impl Runtime {
     /// containerd does not answer.
     pub async fn layers_use(&self) -> Result<LayersUse, Error> {
         let mut found = LayersUse::default();
-        for (key, kind) in self.layers().await? {
+        let infos = self.snapshot_infos().await?.into_iter().map(|info| (info.kind(), info.name));
+        let layers = infos.filter(|(kind, _)| *kind != Kind::View);
+        for (kind, key) in layers.take(MAX_LAYERS) {
             let request = UsageRequest { snapshotter: self.roots().snapshotter.clone(), key: key.clone() };
             let mut service = self.client().snapshots();
             let asked = service.usage(self.client().request(request, USAGE));
@@ -63,7 +65,8 @@ impl Runtime {
         Ok(found)
     }
 
-    async fn layers(&self) -> Result<Vec<(String, Kind)>, Error> {
+    /// containerd's records of all committed and active snapshots, and of the views.
+    pub(crate) async fn snapshot_infos(&self) -> Result<Vec<Info>, Error> {
         let request =
             ListSnapshotsRequest { snapshotter: self.roots().snapshotter.clone(), filters: Vec::new() };
         let client = self.client();
@@ -73,12 +76,7 @@ impl Runtime {
         let mut layers = Vec::new();
         let read = async {
             while let Some(part) = parts.message().await? {
-                let known = part.info.into_iter().filter_map(|info| {
-                    let kind = info.kind();
-                    matches!(kind, Kind::Active | Kind::Committed).then_some((info.name, kind))
-                });
-                layers.extend(known);
-                layers.truncate(MAX_LAYERS);
+                layers.extend(part.info.into_iter().filter(|info| info.kind() != Kind::Unknown));
             }
             Ok(())
         };

@@ -41,7 +41,7 @@ pub use error::{Answer, Error, Kind};
 pub use events::RuntimeEvent;
 pub use exec::{ExecHandle, ExecOutput, ExecRequest};
 pub use found::{FoundContainer, FoundState};
-pub use image::{Image, ImageDetails, ImageSummary};
+pub use image::{Damage, Image, ImageDetails, ImageSummary, StoreUse, StoredImage, Verified};
 pub use image_files::ImageView;
 pub use layers::{LayerUse, LayersUse};
 pub use pull::{Pulled, STALE as STALE_PULL};

@@ -55,7 +55,7 @@ const LEASE: Duration = Duration::from_secs(24 * 3600);
 /// The age from which the lease of a pull that nobody makes is stale. The longest back-off is 5 minutes.
 pub const STALE: Duration = Duration::from_secs(15 * 60);
 /// The label of a pull's lease.
-const LABEL_PULL: &str = "berth.dev/pull";
+pub(crate) const LABEL_PULL: &str = "berth.dev/pull";
 /// The label by which containerd's CRI plugin knows images as its own.
 const LABEL_CRI: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// What names the leases of pulls.

@@ -2,7 +2,7 @@
 
 use berth_api::{
     message::{ErrorCode, ExecPaths, ExecSpec, Size},
-    view::{ImageDetails, ImageView, NodeView, PullView},
+    view::{ImageDetails, ImageView, NodeView, PruneView, PullView, VerifiedImage},
 };
 use berth_core::image::PullProgress;
 use std::{future::Future, path::PathBuf};
@@ -61,6 +61,18 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Details of an image.
     fn inspect_image(&self, image: String) -> impl Future<Output = Result<ImageDetails, ApiError>> + Send;
+
+    /// Removes the images that no pod uses; with `all` also those below the minimum age.
+    fn prune_images(&self, _all: bool) -> impl Future<Output = Result<PruneView, ApiError>> + Send {
+        let message = "cannot prune images: this agent does not support it";
+        async move { Err(ApiError::new(ErrorCode::Unsupported, message)) }
+    }
+
+    /// Checks every blob of an image, and its snapshots.
+    fn verify_image(&self, image: String) -> impl Future<Output = Result<VerifiedImage, ApiError>> + Send {
+        let message = format!("cannot verify image {image:?}: this agent does not support it");
+        async { Err(ApiError::new(ErrorCode::Unsupported, message)) }
+    }
 
     /// Starts to terminate every pod, with at most `grace` seconds each, because the machine shuts
     /// down.

@@ -116,6 +116,7 @@ impl Backend for Fake {
             logd: Health::default(),
             services: None,
             dns: None,
+            image_disk: None,
             addresses: None,
             sources: Vec::new(),
             control_plane: None,

@@ -75,6 +75,7 @@ pub(crate) fn keys(name: &str) -> KeysVolume {
 pub(crate) fn keyed(name: &str, data: &[(&str, &[u8])]) -> KeyedData {
     KeyedData {
         kind: None,
+        uid: String::new(),
         binary_data: Default::default(),
         namespace: Namespace::new("default").unwrap(),
         name: name.into(),

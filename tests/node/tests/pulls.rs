@@ -162,3 +162,109 @@ fn an_agent_killed_in_a_pull_continues_it() {
         Ok(())
     });
 }
+
+#[test]
+fn a_present_image_serves_the_pods_with_the_secret_that_pulled_it() {
+    let registry = Registry::start().unwrap();
+    registry.push("private", "1", &image(5, 1000).unwrap(), Encoding::Tar).unwrap();
+    registry.set_auth(Auth::Token("me".into(), "pass-word".into()));
+    on_a_node(Build::Plain, |node| {
+        let auths = format!(r#"{{"{}":{{"username":"me","password":"pass-word"}}}}"#, registry.host());
+        let secret = |name: &str| {
+            format!(
+                "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\ntype: kubernetes.io/dockercfg\n\
+                 stringData:\n  .dockercfg: '{auths}'\n"
+            )
+        };
+        let image = registry.image("private", "1");
+        node.apply("secret.yaml", &secret("one"))?;
+        node.apply("same.yaml", &secret("two"))?;
+        let with = |name: &str| format!("  imagePullSecrets: [{{name: {name}}}]\n");
+        node.apply("first.yaml", &manifest("first", &image, &with("one"), ""))?;
+        node.ready("default/first")?;
+        // The same secret, and another with the same credential, are granted the image without the registry.
+        registry.forget();
+        for (pod, secret) in [("second", "one"), ("third", "two")] {
+            node.apply(&format!("{pod}.yaml"), &manifest(pod, &image, &with(secret), ""))?;
+            node.ready(&format!("default/{pod}"))?;
+        }
+        ensure!(registry.asked().is_empty(), "{:?}", registry.asked());
+        // Without a secret the pod has to pull, which the registry refuses. It does not learn that the image is there.
+        let why = |p: &berth_harness::socket::Pod| p.container("main")["state"]["waiting"]["reason"].clone();
+        node.apply("bare.yaml", &manifest("bare", &image, "", ""))?;
+        node.pod("is refused", "default/bare", PATIENCE, |p| why(p) == "ErrImagePull")?;
+        node.apply("never.yaml", &manifest("never", &image, "", "    imagePullPolicy: Never\n"))?;
+        node.pod("is refused", "default/never", PATIENCE, |p| why(p) == "ErrImageNeverPull")?;
+        let text = format!("Container image {image:?} is not present with pull policy of Never");
+        ensure!(messages(node, "never", "ErrImageNeverPull")?.contains(&text), "upstream's words");
+        // The records are the kubelet's, name no password, and count for a restarted agent.
+        let dir = node.roots.pod_state.join("image_manager");
+        let record = std::fs::read_dir(dir.join("pulled"))?.next().context("there is a record")??;
+        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record.path())?)?;
+        ensure!(record["kind"] == "ImagePulledRecord", "{record}");
+        let repository = image.trim_end_matches(":1");
+        let secrets = &record["credentialMapping"][repository]["kubernetesSecrets"];
+        ensure!(secrets[0]["name"] == "one" && secrets[1]["name"] == "two", "{record}");
+        ensure!(!record.to_string().contains("pass-word"));
+        node.kill_agent()?;
+        node.start_agent()?;
+        node.apply("late.yaml", &manifest("late", &image, &with("one"), ""))?;
+        node.ready("default/late")?;
+        node.pod("is refused", "default/never", PATIENCE, |p| why(p) == "ErrImageNeverPull")?;
+        // An image that was there before serves everyone.
+        let preloaded = manifest("preloaded", berth_harness::image::TEST, "", "    imagePullPolicy: Never\n");
+        node.apply("preloaded.yaml", &preloaded)?;
+        node.ready("default/preloaded")?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_plugin_gives_the_credentials_and_is_asked_once() {
+    let registry = Registry::start().unwrap();
+    for (n, tag) in ["1", "2"].iter().enumerate() {
+        registry.push("private", tag, &image(6 + n as u64, 1000).unwrap(), Encoding::Tar).unwrap();
+    }
+    registry.set_auth(Auth::Token("me".into(), "pass-word".into()));
+    support::on_a_prepared_node(
+        Build::Plain,
+        |node| {
+            use std::os::unix::fs::PermissionsExt as _;
+            let dir = node.dir.join("plugins");
+            std::fs::create_dir_all(&dir)?;
+            let version = "credentialprovider.kubelet.k8s.io/v1";
+            let answer = format!(
+                r#"{{"kind":"CredentialProviderResponse","apiVersion":"{version}","cacheKeyType":"Registry","cacheDuration":"1h","auth":{{"{}":{{"username":"me","password":"pass-word"}}}}}}"#,
+                registry.host()
+            );
+            let script = format!("#!/bin/sh\ncat >> {0}/asked\necho '{answer}'\n", dir.display());
+            std::fs::write(dir.join("helper"), script)?;
+            std::fs::set_permissions(dir.join("helper"), std::fs::Permissions::from_mode(0o755))?;
+            let config = format!(
+                "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: helper\n  \
+                 matchImages: ['{}']\n  defaultCacheDuration: 1m\n  apiVersion: {version}\n",
+                registry.host()
+            );
+            std::fs::write(dir.join("config.yaml"), config)?;
+            node.agent_args.extend([
+                format!("--image-credential-provider-config={}", dir.join("config.yaml").display()),
+                format!("--image-credential-provider-bin-dir={}", dir.display()),
+            ]);
+            Ok(())
+        },
+        |node| {
+            for tag in ["1", "2"] {
+                let pod = format!("p{tag}");
+                let text = manifest(&pod, &registry.image("private", tag), "", "");
+                node.apply(&format!("{pod}.yaml"), &text)?;
+                node.ready(&format!("default/{pod}"))?;
+            }
+            let asked = std::fs::read_to_string(node.dir.join("plugins/asked"))?;
+            ensure!(asked.lines().count() == 1, "{asked}");
+            ensure!(asked.contains(&format!("\"image\":\"{}/private\"", registry.host())), "{asked}");
+            let log = std::fs::read_to_string(node.agent_log())?;
+            ensure!(!log.contains("pass-word"), "the log has the password");
+            Ok(())
+        },
+    );
+}

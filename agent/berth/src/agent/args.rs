@@ -1,6 +1,7 @@
 //! Options of `berth agent`, and the configuration that follows from them.
 
 use super::{
+    image_args::ImageArgs,
     node,
     node_api::NodeApiArgs,
     services::{Limits, ServiceOptions},
@@ -104,6 +105,8 @@ pub(crate) struct AgentArgs {
     /// Number of spare shims that are kept ready.
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(super) shim_pool: usize,
+    #[command(flatten)]
+    pub(super) images: ImageArgs,
     #[command(flatten)]
     pub(super) node_api: NodeApiArgs,
 }

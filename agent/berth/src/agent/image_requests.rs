@@ -1,9 +1,9 @@
-//! Requests about images on the local socket: pulls, other names, removal, details.
+//! Requests about images on the local socket: pulls, other names, removal, details, checks.
 
 use super::api_error::{from_runtime, unavailable};
 use berth_api::{
     message::ErrorCode,
-    view::{ImageDetails, ImageView, PullView},
+    view::{DamagedPart, ImageDetails, ImageView, PullView, VerifiedImage},
 };
 use berth_core::image::PullProgress;
 use berth_executor::{NodeExecutor, PullByHand};
@@ -98,5 +98,17 @@ pub(super) async fn inspect(runtime: &Runtime, image: &str) -> Result<ImageDetai
         layers: details.layers,
         config,
         used_by,
+    })
+}
+
+pub(super) async fn verify(runtime: &Runtime, image: &str) -> Result<VerifiedImage, ApiError> {
+    let checked = runtime.verify_image(image).await.map_err(|e| from_runtime(&e))?;
+    let checked = checked.ok_or_else(|| absent(image))?;
+    let part = |d: berth_runtime::Damage| DamagedPart { part: d.part, digest: d.digest, reason: d.reason };
+    Ok(VerifiedImage {
+        name: checked.name,
+        blobs: checked.blobs as u64,
+        bytes: checked.bytes,
+        damage: checked.damage.into_iter().map(part).collect(),
     })
 }

@@ -6,6 +6,7 @@ use super::{
     control_plane::ControlPlaneHealth,
     exec_session::{self, LocalExec},
     host_network::Host,
+    image_collection::ImageCollection,
     image_requests::{self, LocalPull},
     service_inputs::ServicesHealth,
     sources::Latest,
@@ -14,7 +15,7 @@ use berth_api::{
     message::{ErrorCode, ExecSpec},
     view::{
         AddressesView, ControlPlaneView, Health, ImageDetails, ImageView, ManifestProblem, NodeView,
-        PullView, SourceView,
+        PruneView, PullView, SourceView, VerifiedImage,
     },
 };
 use berth_core::{error::Chain, roots::Roots, time::Wall};
@@ -38,6 +39,7 @@ pub(crate) struct LocalApi {
     pub(crate) roots: Roots,
     pub(crate) cache: WatchCache,
     pub(crate) executor: Arc<NodeExecutor>,
+    pub(crate) images: ImageCollection,
     pub(crate) network: Network,
     pub(crate) logd: Arc<berth_logd::client::Client>,
     pub(crate) latest: Latest,
@@ -158,6 +160,7 @@ impl Backend for LocalApi {
             logd,
             services: self.services.as_ref().map(ServicesHealth::get),
             dns,
+            image_disk: self.images.health(),
             addresses: Some(self.addresses()),
             sources: self.sources(),
             control_plane: self.control_plane(),
@@ -206,6 +209,14 @@ impl Backend for LocalApi {
 
     async fn inspect_image(&self, image: String) -> Result<ImageDetails, ApiError> {
         image_requests::inspect(&self.runtime()?, &image).await
+    }
+
+    async fn prune_images(&self, all: bool) -> Result<PruneView, ApiError> {
+        self.images.prune(all).await.map_err(unavailable)
+    }
+
+    async fn verify_image(&self, image: String) -> Result<VerifiedImage, ApiError> {
+        image_requests::verify(&self.runtime()?, &image).await
     }
 
     async fn shutdown(&self, grace: u32) -> Result<(), ApiError> {

@@ -1,4 +1,4 @@
-//! `berth image`: pull, import, names, details and removal of images.
+//! `berth image`: pull, import, names, details, check and removal of images.
 
 use crate::{
     error::Error,
@@ -12,7 +12,7 @@ use berth_api::{
 };
 use berth_core::roots::Roots;
 use clap::Subcommand;
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 /// Deadline of an import. Archives of several gigabytes take minutes.
 const IMPORT: Duration = Duration::from_secs(3600);
@@ -54,6 +54,18 @@ pub enum Image {
         /// The image.
         image: String,
     },
+    /// Remove the images that no pod of this node uses. Pinned images and those that other clients of
+    /// containerd lease stay.
+    Prune {
+        /// Remove also images below the minimum age, which may have just been pulled for a pod.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Check every blob of images by its digest, and that the snapshots of their layers are there.
+    Verify {
+        /// The images; all of the node without one.
+        images: Vec<String>,
+    },
 }
 
 /// Runs the operation.
@@ -69,6 +81,8 @@ pub(crate) async fn run(roots: &Roots, operation: Image) -> Result<(), Error> {
                 _ => Err(berth_api::Error::Unexpected.into()),
             }
         }
+        Image::Prune { all } => prune(roots, all).await,
+        Image::Verify { images } => verify(roots, images).await,
         Image::Inspect { output, image } => {
             match (ask(roots, &Request::InspectImage { image }).await?, output) {
                 (Reply::Image { image }, Output::Table) => output::put(&image_page::page(&image)),
@@ -124,4 +138,37 @@ async fn remove(roots: &Roots, force: bool, images: Vec<String>) -> Result<(), E
         }
     }
     Ok(())
+}
+
+/// `berth image prune`: prints the removed names, what was freed, and what stays.
+async fn prune(roots: &Roots, all: bool) -> Result<(), Error> {
+    let mut client = Client::connect(&roots.agent_socket()).await?;
+    match client.ask(&Request::PruneImages { all }, IMPORT).await? {
+        Reply::PrunedImages(view) => output::put(&image_page::pruned(&view)),
+        _ => Err(berth_api::Error::Unexpected.into()),
+    }
+}
+
+/// `berth image verify`: a line for each image, and for each damaged part of it.
+async fn verify(roots: &Roots, mut images: Vec<String>) -> Result<(), Error> {
+    let mut client = Client::connect(&roots.agent_socket()).await?;
+    if images.is_empty() {
+        let Reply::Images { images: all } = client.ask(&Request::Images, state::ANSWER).await? else {
+            return Err(berth_api::Error::Unexpected.into());
+        };
+        let mut seen = BTreeSet::new();
+        // The names of one image share their blobs.
+        images = all.into_iter().filter(|i| seen.insert(i.digest.clone())).map(|i| i.name).collect();
+    }
+    let (checked, mut damaged) = (images.len(), 0);
+    for image in images {
+        match client.ask(&Request::VerifyImage { image }, IMPORT).await? {
+            Reply::VerifiedImage { image } => {
+                damaged += usize::from(!image.damage.is_empty());
+                output::put(&image_page::verified(&image))?;
+            }
+            _ => return Err(berth_api::Error::Unexpected.into()),
+        }
+    }
+    if damaged > 0 { Err(Error::Damaged { damaged, checked }) } else { Ok(()) }
 }

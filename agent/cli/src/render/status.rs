@@ -217,6 +217,7 @@ fn parts(node: &NodeView) -> Vec<(&'static str, &Health)> {
         vec![("containerd", &node.containerd), ("Network", &node.network), ("Output", &node.logd)];
     parts.extend(node.services.as_ref().map(|health| ("Services", health)));
     parts.extend(node.dns.as_ref().map(|health| ("DNS", health)));
+    parts.extend(node.image_disk.as_ref().map(|health| ("Images", health)));
     parts
 }
 

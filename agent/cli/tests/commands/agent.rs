@@ -182,6 +182,7 @@ impl Backend for Agent {
             logd: Health::good(""),
             services: None,
             dns: None,
+            image_disk: None,
             addresses: None,
             sources: Vec::new(),
             control_plane: None,

@@ -18,6 +18,7 @@ fn object(name: &str) -> KeyedData {
         namespace: "default".parse().unwrap(),
         name: name.into(),
         kind: None,
+        uid: String::new(),
         data,
         binary_data: BTreeMap::new(),
     }

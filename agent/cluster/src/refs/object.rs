@@ -131,6 +131,7 @@ mod tests {
             namespace: "default".parse().unwrap(),
             name: "m".into(),
             kind: None,
+            uid: String::new(),
             data: BTreeMap::new(),
             binary_data: BTreeMap::new(),
         };

@@ -27,11 +27,11 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 /// A token that the API server made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Issued {
+pub(crate) struct Issued {
     /// The token.
-    pub(super) token: Token,
+    pub(crate) token: Token,
     /// Its life as the API server granted it.
-    pub(super) life: Duration,
+    pub(crate) life: Duration,
 }
 
 /// A request that brought no token.

@@ -1,5 +1,6 @@
 //! A credential for a registry. Its secret parts are never printed and never written.
 
+use sha2::{Digest, Sha256};
 use std::fmt;
 
 /// A text that is never printed.
@@ -36,6 +37,8 @@ pub struct Credential {
     pub username: String,
     /// The password of that name.
     pub password: Hidden,
+    /// The address of mail that some configurations have; part of the hash alone.
+    pub email: String,
     /// The identity token, for which the registry's token service gives an access token.
     pub identity_token: Hidden,
 }
@@ -46,8 +49,25 @@ impl Credential {
         Credential {
             username: username.into(),
             password: Hidden::new(password),
+            email: String::new(),
             identity_token: Hidden::default(),
         }
+    }
+
+    /// SHA-256 of the credential in hexadecimal digits, as the kubelet has it in its records: of the JSON that Go writes
+    /// of its `AuthConfig`.
+    pub fn hash(&self) -> String {
+        let fields = [
+            ("username", self.username.as_str()),
+            ("password", self.password.reveal()),
+            ("email", &self.email),
+            ("identitytoken", self.identity_token.reveal()),
+        ];
+        let fields = fields.iter().filter(|(_, value)| !value.is_empty());
+        let fields: Vec<String> =
+            fields.map(|(name, value)| format!("\"{name}\":{}", go_string(value))).collect();
+        let digest = Sha256::digest(format!("{{{}}}", fields.join(",")));
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The name and the secret as containerd takes them: no name means that the secret is an identity token.
@@ -61,6 +81,50 @@ impl Credential {
             (&self.username, self.password.reveal())
         }
     }
+}
+
+/// A text as Go writes it into JSON: fit for HTML.
+fn go_string(text: &str) -> String {
+    let mut json = serde_json::Value::from(text).to_string();
+    for (sign, escaped) in [
+        ('<', "\\u003c"),
+        ('>', "\\u003e"),
+        ('&', "\\u0026"),
+        ('\u{2028}', "\\u2028"),
+        ('\u{2029}', "\\u2029"),
+    ] {
+        json = json.replace(sign, escaped);
+    }
+    json
+}
+
+/// An object of the API from which a credential comes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectCoordinates {
+    /// `metadata.uid`; empty for an object of a manifest.
+    pub uid: String,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+/// Whose a credential is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CredentialSource {
+    /// That of the pods that name this Secret.
+    Secret(ObjectCoordinates),
+    /// That of the pods of this ServiceAccount: a plugin gave it for its token.
+    ServiceAccount(ObjectCoordinates),
+}
+
+/// A credential with its source; `None`: every pod of the node may use it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sourced {
+    /// The credential.
+    pub credential: Credential,
+    /// Whose it is.
+    pub source: Option<CredentialSource>,
 }
 
 #[cfg(test)]
@@ -84,5 +148,18 @@ mod tests {
         assert_eq!(token("me", "").parts(), ("", "t"));
         assert_eq!(token("me", "p").parts(), ("me", "p"));
         assert_eq!(Credential::basic("", "p").parts(), ("", ""));
+    }
+
+    #[test]
+    fn the_hash_is_that_of_gos_json() {
+        // printf '{"username":"u","password":"a\\u003cb\\u0026c"}' | sha256sum
+        let hash = Credential::basic("u", "a<b&c").hash();
+        let mut wanted = Sha256::digest(br#"{"username":"u","password":"a\u003cb\u0026c"}"#).to_vec();
+        assert_eq!(hash, wanted.iter().map(|b| format!("{b:02x}")).collect::<String>());
+        wanted = Sha256::digest(b"{}").to_vec();
+        assert_eq!(
+            Credential::default().hash(),
+            wanted.iter().map(|b| format!("{b:02x}")).collect::<String>()
+        );
     }
 }

@@ -40,6 +40,7 @@ struct Entry {
     username: Option<String>,
     password: Option<String>,
     auth: Option<String>,
+    email: Option<String>,
     identitytoken: Option<String>,
 }
 
@@ -74,6 +75,7 @@ impl Entry {
     fn credential(self) -> Result<Credential, DockerConfigError> {
         let mut credential =
             Credential::basic(self.username.unwrap_or_default(), self.password.unwrap_or_default());
+        credential.email = self.email.unwrap_or_default();
         credential.identity_token = Hidden::new(self.identitytoken.unwrap_or_default());
         let auth = self.auth.unwrap_or_default();
         if !auth.is_empty() {
@@ -106,7 +108,8 @@ mod tests {
         let file = format!(r#"{{"auths":{auths},"HttpHeaders":{{"A":"b"}},"credsStore":"x"}}"#);
         let config = DockerConfig::from_config_json(file.as_bytes()).unwrap();
         assert_eq!(config, DockerConfig::from_dockercfg(auths.as_bytes()).unwrap());
-        assert_eq!(config.entries["a.io"], Credential::basic("u", "p"));
+        let with_email = Credential { email: "e".into(), ..Credential::basic("u", "p") };
+        assert_eq!(config.entries["a.io"], with_email);
         assert_eq!(config.entries["b.io"], Credential::basic("name", "s:ecret"), "the first colon divides");
         let both = r#"{"auths":{"a":{"username":"x","password":"y","auth":"dTpw"}}}"#;
         let config = DockerConfig::from_config_json(both.as_bytes()).unwrap();

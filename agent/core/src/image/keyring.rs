@@ -2,7 +2,7 @@
 //! (`pkg/credentialprovider/keyring.go`): the longest place first, a glob for each label of the host, equal ports, the
 //! path as a prefix, and Docker Hub's place for images without a registry.
 
-use super::{Credential, DockerConfig};
+use super::{CredentialSource, DockerConfig, Sourced};
 use std::collections::BTreeMap;
 
 /// The place of Docker Hub's credentials.
@@ -11,15 +11,18 @@ const DEFAULT_REGISTRY: &str = "index.docker.io";
 /// Credentials of one origin, by the place that they are for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Keyring {
-    places: BTreeMap<String, Vec<Credential>>,
+    places: BTreeMap<String, Vec<Sourced>>,
 }
 
 impl Keyring {
-    /// Adds the entries of a configuration. An entry whose place is no URL is left out.
-    pub fn add(&mut self, config: &DockerConfig) {
+    /// Adds the entries of a configuration of this source. An entry whose place is no URL is left out.
+    pub fn add(&mut self, config: &DockerConfig, source: Option<&CredentialSource>) {
         for (place, credential) in &config.entries {
             if let Some(place) = place_of(place) {
-                self.places.entry(place).or_default().push(credential.clone());
+                self.places
+                    .entry(place)
+                    .or_default()
+                    .push(Sourced { credential: credential.clone(), source: source.cloned() });
             }
         }
     }
@@ -30,10 +33,10 @@ impl Keyring {
     }
 
     /// The credentials for a repository (a full name without tag and digest), in the order in which they are tried.
-    pub fn candidates(&self, repository: &str) -> Vec<Credential> {
+    pub fn candidates(&self, repository: &str) -> Vec<Sourced> {
         // From the greatest text to the least, so that a longer path comes before its prefix.
         let matching = self.places.iter().rev().filter(|(place, _)| matches(place, repository));
-        let found: Vec<Credential> = matching.flat_map(|(_, credentials)| credentials.clone()).collect();
+        let found: Vec<Sourced> = matching.flat_map(|(_, credentials)| credentials.clone()).collect();
         if found.is_empty() && is_default_registry(repository) {
             return self.places.get(DEFAULT_REGISTRY).cloned().unwrap_or_default();
         }
@@ -96,8 +99,13 @@ fn split_port(authority: &str) -> (&str, &str) {
     }
 }
 
-/// Whether a place is one for this repository.
-fn matches(place: &str, repository: &str) -> bool {
+/// Whether a text is a place: a URL without its scheme.
+pub(super) fn is_place(text: &str) -> bool {
+    place_of(text).is_some()
+}
+
+/// Whether a place, which may have globs in its host, is one for this repository (`URLsMatchStr`).
+pub(super) fn matches(place: &str, repository: &str) -> bool {
     let ((place, place_path), (target, target_path)) = (split_path(place), split_path(repository));
     let ((place, place_port), (target, target_port)) = (split_port(place), split_port(target));
     let (place, target): (Vec<&str>, Vec<&str>) = (place.split('.').collect(), target.split('.').collect());

@@ -45,6 +45,9 @@ pub struct KeyedData {
     /// `type` of a Secret, for those that pulls of images need.
     #[serde(default)]
     pub kind: Option<String>,
+    /// `metadata.uid`; empty for an object of a manifest.
+    #[serde(default)]
+    pub uid: String,
     /// `data` (ConfigMap), `data` and `stringData` (Secret), decoded.
     pub data: BTreeMap<String, Vec<u8>>,
     /// `binaryData` of a ConfigMap, decoded. Volumes show these keys as files; environments never contain
@@ -258,6 +261,7 @@ mod tests {
             namespace,
             name: name.into(),
             kind: None,
+            uid: String::new(),
             data: BTreeMap::new(),
             binary_data: BTreeMap::new(),
         }

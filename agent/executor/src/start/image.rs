@@ -3,12 +3,13 @@
 
 use super::no_such_container;
 use crate::{
-    NodeExecutor, pull_credentials,
+    NodeConfig, NodeExecutor, pull_credentials,
     pulls::{PullByHand, PullState},
 };
 use berth_core::{
     error::Chain,
     ids::ContainerName,
+    image::{Sourced, provider::PullPod},
     model::{Container, PullPolicy},
     plan::{Fact, Failure},
     sync::lock,
@@ -16,6 +17,7 @@ use berth_core::{
 use berth_pods::{ActionResult, Context, NodeEvent, WorkerMessage};
 use berth_runtime::{Image, reference};
 use std::time::{Duration, Instant};
+use tokio::sync::OnceCell;
 
 /// How long a resolved image counts as present without another query.
 const IMAGE_FRESH: Duration = Duration::from_secs(2);
@@ -38,15 +40,21 @@ impl NodeExecutor {
             PullPolicy::Always => None,
             PullPolicy::IfNotPresent | PullPolicy::Never => self.fresh_image(spec).await?,
         };
+        let own = OnceCell::new();
+        let present = match present {
+            Some(image) if self.must_pull(context, spec, &image, &own).await? => None,
+            present => present,
+        };
         let image = match present {
             Some(image) => image,
+            // A pod does not learn of an image that it may not use.
             None if spec.pull_policy == PullPolicy::Never => {
                 return Err(Failure::new(
                     "ErrImageNeverPull",
                     format!("Container image {:?} is not present with pull policy of Never", spec.image),
                 ));
             }
-            None => self.pull_image(context, spec, &mut facts).await?,
+            None => self.pull_image(context, spec, &own, &mut facts).await?,
         };
         // The lease and the user files need no sandbox, so they are prepared before it is ready. A failure
         // here is only logged: the start tries again and reports the failure.
@@ -65,6 +73,7 @@ impl NodeExecutor {
         &self,
         context: &Context,
         spec: &Container,
+        own: &OnceCell<Vec<Sourced>>,
         facts: &mut Vec<Fact>,
     ) -> Result<Image, Failure> {
         let begun = Instant::now();
@@ -75,9 +84,19 @@ impl NodeExecutor {
             // A manager that has ended needs no message.
             self.incoming.send(NodeEvent::One(context.pod.uid.clone(), message)).await.ok();
         }
-        let candidates = pull_credentials::candidates(&self.config.roots, context, &spec.image).await?;
-        let pulled = self.pulls.pull(self.runtime()?, &spec.image, candidates).await;
-        let pulled = pulled.map_err(|message| Failure::new("ErrImagePull", message))?;
+        let candidates = self.candidates(context, spec, own).await?;
+        let runtime = self.runtime()?;
+        self.records.begin(&spec.image).await?;
+        let credentials = candidates.iter().map(|c| c.credential.clone()).collect();
+        let pulled = match self.pulls.pull(runtime, &spec.image, credentials).await {
+            Ok(pulled) => pulled,
+            Err(message) => {
+                self.records.failed(&spec.image).await?;
+                return Err(Failure::new("ErrImagePull", message));
+            }
+        };
+        let used = pulled.used.and_then(|n| candidates.get(n));
+        self.records.pulled(&spec.image, &pulled.image.config_digest, used).await?;
         facts.push(Fact::Pulled {
             container: spec.name.clone(),
             took: pulled.took,
@@ -88,6 +107,30 @@ impl NodeExecutor {
         Ok(pulled.image)
     }
 
+    /// The credentials for the container's image, looked up once.
+    async fn candidates<'o>(
+        &self,
+        context: &Context,
+        spec: &Container,
+        own: &'o OnceCell<Vec<Sourced>>,
+    ) -> Result<&'o [Sourced], Failure> {
+        let NodeConfig { roots, plugins, .. } = &self.config;
+        let look = || pull_credentials::candidates(roots, plugins, context, &spec.image);
+        own.get_or_try_init(look).await.map(Vec::as_slice)
+    }
+
+    /// Whether a present image does not serve this pod before the pod has pulled it itself.
+    async fn must_pull(
+        &self,
+        context: &Context,
+        spec: &Container,
+        image: &Image,
+        own: &OnceCell<Vec<Sourced>>,
+    ) -> Result<bool, Failure> {
+        let own = self.candidates(context, spec, own);
+        self.records.must_pull(&spec.image, &image.config_digest, own).await
+    }
+
     /// Pulls an image for a person, with the credentials of the node.
     ///
     /// # Errors
@@ -95,8 +138,11 @@ impl NodeExecutor {
     pub async fn pull_by_hand(&self, image: &str) -> Result<PullByHand, Failure> {
         valid_name(image)?;
         let full = reference::normalise(image);
-        let keyring = pull_credentials::of_node(&self.config.roots).await?;
-        let credentials = keyring.candidates(reference::repository(&full));
+        let repository = reference::repository(&full);
+        let mut found = pull_credentials::of_node(&self.config.roots).await?.candidates(repository);
+        let plugins = self.config.plugins.keyring(repository, &PullPod::default()).await;
+        found.extend(plugins.candidates(repository));
+        let credentials = found.into_iter().map(|c| c.credential).collect();
         Ok(self.pulls.join(self.runtime()?, image, credentials))
     }
 

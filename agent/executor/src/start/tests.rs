@@ -22,6 +22,7 @@ fn spec_of(node: &Node, change: impl FnOnce(&mut Container)) -> Value {
         config: ImageConfig { cmd: vec!["true".into()], ..Default::default() },
         chain_id: "sha256:0".into(),
         target_digest: "sha256:0".into(),
+        config_digest: "sha256:1".into(),
     };
     let (prepared, files) = (PreparedFiles::default(), UserFiles { passwd: None, group: None });
     let spec = node.executor.spec(&pod, container, &id, &image, &prepared, files, None).unwrap();

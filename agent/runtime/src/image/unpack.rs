@@ -36,7 +36,7 @@ impl Runtime {
         Ok(())
     }
 
-    async fn has_snapshot(&self, key: &str) -> Result<bool, Error> {
+    pub(super) async fn has_snapshot(&self, key: &str) -> Result<bool, Error> {
         let client = self.client();
         let request =
             StatSnapshotRequest { snapshotter: self.roots().snapshotter.clone(), key: key.to_owned() };

@@ -111,6 +111,14 @@ impl<B: Backend> Connection<B> {
                 let image = self.backend.inspect_image(image).await;
                 self.outcome(image.map(|image| Reply::Image { image: Box::new(image) })).await
             }
+            Request::PruneImages { all } => {
+                let pruned = self.backend.prune_images(all).await;
+                self.outcome(pruned.map(|view| Reply::PrunedImages(Box::new(view)))).await
+            }
+            Request::VerifyImage { image } => {
+                let verified = self.backend.verify_image(image).await;
+                self.outcome(verified.map(|image| Reply::VerifiedImage { image: Box::new(image) })).await
+            }
             Request::Shutdown { grace } => {
                 let begun = self.backend.shutdown(grace).await;
                 self.outcome(begun.map(|()| Reply::ShuttingDown)).await

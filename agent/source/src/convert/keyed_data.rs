@@ -15,6 +15,7 @@ const MAX_DATA_BYTES: usize = 1 << 20;
 /// A ConfigMap: `data` and `binaryData` may not share a key.
 pub(crate) fn config_map(at: &FieldPath<'_>, object: api::ConfigMap) -> Result<KeyedData, FieldError> {
     let (namespace, name) = names(at, &object.metadata)?;
+    let uid = object.metadata.uid.unwrap_or_default();
     let data: BTreeMap<String, Vec<u8>> =
         object.data.into_iter().flatten().map(|(key, text)| (key, text.into_bytes())).collect();
     let binary_data: BTreeMap<String, Vec<u8>> =
@@ -22,16 +23,17 @@ pub(crate) fn config_map(at: &FieldPath<'_>, object: api::ConfigMap) -> Result<K
     if let Some(key) = binary_data.keys().find(|key| data.contains_key(*key)) {
         return Err(at.key("binaryData").key(key).error("is also in data"));
     }
-    checked(at, KeyedData { namespace, name, kind: None, data, binary_data })
+    checked(at, KeyedData { namespace, name, kind: None, uid, data, binary_data })
 }
 
 /// A Secret: `stringData` wins over `data`.
 pub(crate) fn secret(at: &FieldPath<'_>, object: api::Secret) -> Result<KeyedData, FieldError> {
     let (namespace, name) = names(at, &object.metadata)?;
+    let uid = object.metadata.uid.unwrap_or_default();
     let mut data: BTreeMap<String, Vec<u8>> =
         object.data.into_iter().flatten().map(|(key, bytes)| (key, bytes.0)).collect();
     data.extend(object.string_data.into_iter().flatten().map(|(key, text)| (key, text.into_bytes())));
-    checked(at, KeyedData { namespace, name, kind: object.type_, data, binary_data: BTreeMap::new() })
+    checked(at, KeyedData { namespace, name, kind: object.type_, uid, data, binary_data: BTreeMap::new() })
 }
 
 fn checked(at: &FieldPath<'_>, object: KeyedData) -> Result<KeyedData, FieldError> {

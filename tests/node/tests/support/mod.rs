@@ -20,10 +20,24 @@ pub fn full() -> bool {
 
 /// Runs a test on a node of its own. Fails if the machine differs afterwards.
 pub fn on_a_node(build: Build, test: impl FnOnce(&mut TestNode) -> anyhow::Result<()>) {
+    on_a_prepared_node(build, |_node| Ok(()), test);
+}
+
+/// The same; `prepare` acts on the node before its agent starts.
+pub fn on_a_prepared_node(
+    build: Build,
+    prepare: impl FnOnce(&mut TestNode) -> anyhow::Result<()>,
+    test: impl FnOnce(&mut TestNode) -> anyhow::Result<()>,
+) {
     let before = Machine::now(&Scope::of_node(Vec::new())).unwrap();
-    let mut node = TestNode::start(build).unwrap();
+    let mut node = TestNode::prepare(build).unwrap();
     let scope = Scope::of_node(node.marks());
-    if let Err(error) = test(&mut node) {
+    let run = |node: &mut TestNode| {
+        prepare(node)?;
+        node.start_agent()?;
+        test(node)
+    };
+    if let Err(error) = run(&mut node) {
         panic!("{error:?}");
     }
     node.end().unwrap();

@@ -2,7 +2,7 @@
 //! has what a field says. Pure.
 
 use super::super::args::AgentArgs;
-use berth_core::{resources::OOM_AGENT, roots::Roots};
+use berth_core::{image::go_duration, resources::OOM_AGENT, roots::Roots};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -62,6 +62,17 @@ pub(super) fn configuration(all: &AgentArgs, roots: &Roots) -> Value {
         "failSwapOn": false,
         "featureGates": {},
     });
+    let images = all.images.policy();
+    configuration["imageGCHighThresholdPercent"] = json!(images.high_percent);
+    configuration["imageGCLowThresholdPercent"] = json!(images.low_percent);
+    configuration["imageMinimumGCAge"] = json!(go_duration(images.minimum_age));
+    configuration["imageMaximumGCAge"] = json!(go_duration(images.maximum_age));
+    if let Ok(policy) = all.images.verification() {
+        configuration["imagePullCredentialsVerificationPolicy"] = json!(policy.name());
+    }
+    if !all.images.allowlist().is_empty() {
+        configuration["preloadedImagesVerificationAllowlist"] = json!(all.images.allowlist());
+    }
     if !all.cluster_dns.is_empty() {
         configuration["clusterDNS"] = json!(all.cluster_dns);
     }

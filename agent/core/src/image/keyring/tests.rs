@@ -1,17 +1,17 @@
 //! The cases of `pkg/credentialprovider/keyring_test.go` by their values, and odd input.
 
-use super::*;
+use super::{super::Credential, *};
 use proptest::prelude::*;
 
 fn keyring(places: &[&str]) -> Keyring {
     let entries = places.iter().map(|p| ((*p).to_owned(), Credential::basic(*p, "x"))).collect();
     let mut keyring = Keyring::default();
-    keyring.add(&DockerConfig { entries });
+    keyring.add(&DockerConfig { entries }, None);
     keyring
 }
 
 fn found(keyring: &Keyring, repository: &str) -> Vec<String> {
-    keyring.candidates(repository).into_iter().map(|c| c.username).collect()
+    keyring.candidates(repository).into_iter().map(|c| c.credential.username).collect()
 }
 
 #[test]
@@ -118,7 +118,10 @@ fn the_more_specific_place_comes_first() {
     let ring = keyring(&["https://quay.io/v1/", "https://quay.io"]);
     assert_eq!(ring.candidates("quay.io/x").len(), 2, "both are for the same place");
     let mut twice = keyring(&["quay.io"]);
-    twice.add(&DockerConfig { entries: [("quay.io".to_owned(), Credential::basic("later", "x"))].into() });
+    twice.add(
+        &DockerConfig { entries: [("quay.io".to_owned(), Credential::basic("later", "x"))].into() },
+        None,
+    );
     assert_eq!(found(&twice, "quay.io/a"), ["quay.io", "later"], "in the order in which they were added");
 }
 

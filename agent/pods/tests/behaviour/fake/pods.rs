@@ -41,6 +41,7 @@ pub fn pod(text: &str, containers: Vec<Container>) -> Pod {
 pub fn config_map(name: &str, value: &str) -> KeyedData {
     KeyedData {
         kind: None,
+        uid: String::new(),
         binary_data: Default::default(),
         namespace: Namespace::new("default").unwrap(),
         name: name.into(),
