@@ -21,6 +21,7 @@ mod node;
 mod node_api;
 mod service_inputs;
 mod services;
+mod services_only;
 mod sources;
 mod statistics;
 mod status_manager;
@@ -32,7 +33,7 @@ use self::{
     cluster_dns::ClusterDns,
     image_collection::ImageCollection,
     local_api::LocalApi,
-    service_inputs::ServicesHealth,
+    service_inputs::{PodsOfNode, ServicesHealth},
     services::{EngineInputs, ServicesConfig},
     statistics::NodeStatistics,
     status_manager::StatusManager,
@@ -47,8 +48,7 @@ use berth_node::cgroup::CgroupTree;
 use berth_pods::{ManagerConfig, MemoryStore};
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
-use berth_services::ClearPods;
-use berth_services::HostNetworkConfig;
+use berth_services::{ClearPods, HostNetworkConfig, PodNetworks};
 use berth_source::ServiceRanges;
 use berth_sys::{clock, memory, mount, service};
 use berth_volumes::Volumes;
@@ -87,18 +87,25 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
             None
         }
     };
-    for dir in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
+    let of_pods = (!args.services_only).then_some(&roots.pod_state);
+    for dir in [&roots.runtime_state, &roots.lasting_state].into_iter().chain(of_pods) {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
     let _lock = lock::take(&roots.agent_lock())?;
-    mount::make_rshared(&roots.runtime_state).context("share mounts below the runtime state")?;
-    mount::make_rshared(&roots.pod_state).context("share mounts below the pod state")?;
+    if let Some(pods) = of_pods {
+        mount::make_rshared(&roots.runtime_state).context("share mounts below the runtime state")?;
+        mount::make_rshared(pods).context("share mounts below the pod state")?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    let done = runtime.block_on(serve(roots, args, open_files));
+    let done = if args.services_only {
+        runtime.block_on(services_only::serve(roots.clone(), args))
+    } else {
+        runtime.block_on(serve(roots.clone(), args, open_files))
+    };
     // Blocking work that hangs (a stuck mount) must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
@@ -289,13 +296,14 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             roots: roots.clone(),
             exe: exe.clone(),
             cgroup: services::hooks(&roots),
+            networks: PodNetworks::pinned(&roots),
             clear: ClearPods::new(move |pod| attached.bypasses_host_stack(pod)),
             options: service_options,
         };
         let inputs = EngineInputs {
             status: Arc::clone(&status),
             latest: sources.latest.clone(),
-            executor: Arc::clone(&executor),
+            pods: PodsOfNode::Own(Arc::clone(&executor)),
             host: host_network.clone(),
             node: node.clone(),
             health,

@@ -4,8 +4,10 @@ use anyhow::Context as _;
 use berth_core::{ids::NodeName, roots::Roots};
 use std::path::{Path, PathBuf};
 
-/// Reads the file; without one, returns the defaults with the machine's host name as the node's
-/// name.
+/// The node's name where it is not the host's: in a container, whose host name says nothing.
+const NODE_NAME: &str = "BERTH_NODE_NAME";
+
+/// Reads the file; without one, returns the defaults with the node's name from [`NODE_NAME`], or the machine's host name.
 pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Roots> {
     match file {
         Some(path) => {
@@ -13,11 +15,16 @@ pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Roots> {
             serde_json::from_slice(&text).with_context(|| format!("{} is not a roots file", path.display()))
         }
         None => {
-            let host =
-                std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?;
-            let name = host.trim().to_ascii_lowercase();
-            let node = NodeName::new(name)
-                .context("the host name cannot be the node's name; give --roots FILE with `node_name`")?;
+            let node = match std::env::var(NODE_NAME) {
+                Ok(name) => NodeName::new(name).with_context(|| format!("{NODE_NAME} is no node's name"))?,
+                Err(_not_given) => {
+                    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+                        .context("cannot read the host name")?;
+                    NodeName::new(host.trim().to_ascii_lowercase()).context(
+                        "the host name cannot be the node's name; give --roots FILE with `node_name`",
+                    )?
+                }
+            };
             let mut roots = Roots::defaults(node);
             roots.resolv_conf = resolv_conf(roots.resolv_conf);
             Ok(roots)

@@ -44,6 +44,16 @@ impl ClusterSource {
     /// Starts the source, which fills `api` with the pods of `node`. What their containers are started from is kept in
     /// `dir` of this boot's state; its first snapshot has what an earlier agent kept there. Requires a tokio runtime.
     pub fn start(pool: &Pool, node: &NodeName, api: ApiPods, dir: PathBuf) -> ClusterSource {
+        ClusterSource::following(pool, node, api, dir, true)
+    }
+
+    /// The same for a node whose pods another agent runs: neither the ConfigMaps and Secrets of pods are read, nor are
+    /// tokens asked for.
+    pub fn of_services(pool: &Pool, node: &NodeName, api: ApiPods, dir: PathBuf) -> ClusterSource {
+        ClusterSource::following(pool, node, api, dir, false)
+    }
+
+    fn following(pool: &Pool, node: &NodeName, api: ApiPods, dir: PathBuf, runs_pods: bool) -> ClusterSource {
         let (mut sets, mut tasks) = (Vec::new(), Vec::new());
         let input = Input {
             pods: set("pods", Pods::of(node.clone()), pool, &mut sets, &mut tasks),
@@ -58,10 +68,13 @@ impl ClusterSource {
         tasks.push(Task::spawn(inputs::keep(dir, snapshots.clone())));
         let (tell, unread) = watch::channel(BTreeMap::new());
         let (answers, objects) = mpsc::channel(WAITING);
-        let references = References::new(pool.clone(), answers);
-        let tokens = Tokens::start(pool.clone());
+        let inputs_of_pods = InputsOfPods {
+            wanted: runs_pods,
+            references: References::new(pool.clone(), answers),
+            tokens: Tokens::start(pool.clone()),
+        };
         let outputs = Outputs { publish, tell };
-        tasks.push(Task::spawn(run(input, objects, state, references, tokens, outputs)));
+        tasks.push(Task::spawn(run(input, objects, state, inputs_of_pods, outputs)));
         ClusterSource { snapshots, health: SourceHealth { sets, unread }, _tasks: tasks }
     }
 
@@ -82,6 +95,14 @@ struct Input {
     pods: mpsc::Receiver<Change<<Pods as Kind>::Item>>,
     services: mpsc::Receiver<Change<<Services as Kind>::Item>>,
     slices: mpsc::Receiver<Change<<EndpointSlices as Kind>::Item>>,
+}
+
+/// Who reads what the containers of pods are started from.
+struct InputsOfPods {
+    /// Whether the pods are run by this node agent.
+    wanted: bool,
+    references: References,
+    tokens: Tokens,
 }
 
 /// What the task publishes.
@@ -114,8 +135,7 @@ async fn run(
     mut input: Input,
     mut objects: mpsc::Receiver<(ObjectName, Answer)>,
     mut state: State,
-    mut references: References,
-    tokens: Tokens,
+    InputsOfPods { wanted, mut references, tokens }: InputsOfPods,
     Outputs { publish, tell }: Outputs,
 ) {
     let mut token_values = tokens.values();
@@ -146,7 +166,10 @@ async fn run(
                 break;
             }
         }
-        let changed = state.take_changed();
+        let mut changed = state.take_changed();
+        if !wanted {
+            changed.clear();
+        }
         if !changed.is_empty() {
             tokens.want(state.tokens());
         }

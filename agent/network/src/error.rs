@@ -42,6 +42,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Listing or removing the rules of a kube-proxy.
+    #[error("cannot remove the rules that kube-proxy has left in nf_tables")]
+    KubeProxyRules {
+        /// Cause of the failure.
+        #[source]
+        source: io::Error,
+    },
     /// Replacing a state file.
     #[error("cannot write the state of the pod network")]
     State {

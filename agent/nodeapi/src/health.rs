@@ -95,8 +95,16 @@ pub(crate) fn metrics(node: &dyn NodeBackend) -> String {
     text
 }
 
+/// Answers a request to a plain server, without waiting.
+pub type Answer = Arc<dyn Fn(&Request<Incoming>) -> Response<ResponseBody> + Send + Sync>;
+
 /// Serves `/healthz` in plain HTTP until `stop` changes or its sender is dropped.
-pub async fn run(node: Arc<dyn NodeBackend>, listener: TcpListener, mut stop: watch::Receiver<()>) {
+pub async fn run(node: Arc<dyn NodeBackend>, listener: TcpListener, stop: watch::Receiver<()>) {
+    serve(Arc::new(move |request| plain(&*node, request)), listener, stop).await;
+}
+
+/// Serves plain HTTP by `answer` until `stop` changes or its sender is dropped.
+pub async fn serve(answer: Answer, listener: TcpListener, mut stop: watch::Receiver<()>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -111,11 +119,11 @@ pub async fn run(node: Arc<dyn NodeBackend>, listener: TcpListener, mut stop: wa
         };
         match accepted {
             Ok((stream, slot)) => {
-                let node = Arc::clone(&node);
+                let answer = Arc::clone(&answer);
                 connections.spawn(async move {
                     let service = service_fn(move |request: Request<Incoming>| {
-                        let node = Arc::clone(&node);
-                        async move { Ok::<_, Infallible>(plain(&*node, &request)) }
+                        let answer = Arc::clone(&answer);
+                        async move { Ok::<_, Infallible>(answer(&request)) }
                     });
                     let serving = http1::Builder::new()
                         .timer(TokioTimer::new())

@@ -20,6 +20,7 @@ pub mod metrics;
 mod node_logs;
 pub mod path;
 mod peer;
+pub mod proxy;
 mod query;
 mod response;
 mod reviewer;

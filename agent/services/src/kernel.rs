@@ -6,6 +6,7 @@
 
 mod dead;
 mod devices;
+mod pod_networks;
 mod tables;
 
 use crate::{AttachOutcome, Cause, DatapathBackend, HostNetwork, PodNetwork, veth_pair};
@@ -14,6 +15,7 @@ use berth_ebpf_loader::{
     self as loader, Access, Datapath, DeviceRole, Pins, Place, Prepared, Sizes, StalePeer,
 };
 pub use devices::{DeviceEvents, read_network};
+pub use pod_networks::{KubeletPods, PodNetworks};
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
@@ -37,8 +39,10 @@ const TOGETHER: usize = 8;
 /// Configuration of the Linux data path.
 #[derive(Debug, Clone)]
 pub struct LinuxDatapathConfig {
-    /// Directories of the pins and of the pods' network namespaces.
+    /// Directories of the pins.
     pub roots: Roots,
+    /// Where the network namespaces of pods are found.
+    pub networks: PodNetworks,
     /// This program's file, for the child process that loads the eBPF programs.
     pub exe: PathBuf,
     /// The cgroup whose sockets the hooks serve; `None` where the machine has no cgroup2.
@@ -84,6 +88,8 @@ enum Missing {
     Cgroup,
     #[error("attaching panicked")]
     Panicked,
+    #[error("no process of the pod is found")]
+    PodNetwork,
 }
 
 /// The data path of this machine's kernel. `H` returns the node's present addresses and uplinks and must be
@@ -155,8 +161,8 @@ impl<H: FnMut() -> Arc<HostNetwork>> LinuxDatapath<H> {
         Ok(())
     }
 
-    fn net(&self, pod: &PodUid) -> PathBuf {
-        self.cfg.roots.sandbox_dir(pod).join("net")
+    fn net(&self, pod: &PodUid) -> Result<PathBuf, Missing> {
+        self.cfg.networks.of(pod).ok_or(Missing::PodNetwork)
     }
 }
 
@@ -273,17 +279,17 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
     }
 
     fn network_inode(&self, pod: &PodUid) -> Result<u64, Cause> {
-        Ok(std::fs::metadata(self.net(pod))?.ino())
+        Ok(std::fs::metadata(self.net(pod)?)?.ino())
     }
 
     fn network(&self, pod: &PodUid) -> Result<PodNetwork, Cause> {
-        let netns = self.net(pod);
+        let netns = self.net(pod)?;
         let cookie = loader::netns_cookie(&File::open(&netns)?)?;
         Ok(PodNetwork { cookie, pair: veth_pair(&netns)?, clear: self.cfg.clear.has(pod) })
     }
 
     fn end_sockets(&mut self, dead: &HashSet<StalePeer>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
-        let pods = pods.map(|pod| self.net(pod));
+        let pods = pods.filter_map(|pod| self.cfg.networks.of(pod));
         let namespaces: Vec<PathBuf> = pods.chain([HOST_NET.into()]).collect();
         dead::end_sockets(&self.pins, dead, &namespaces, &mut self.blind)
     }

@@ -38,7 +38,8 @@ pub use interfaces::{
     ServiceInputs, SourceChanges,
 };
 pub use kernel::{
-    ClearPods, DeviceEvents, LinuxDatapath, LinuxDatapathConfig, detach, hooks_group, read_network,
+    ClearPods, DeviceEvents, KubeletPods, LinuxDatapath, LinuxDatapathConfig, PodNetworks, detach,
+    hooks_group, read_network,
 };
 pub use reconciler::{Named, Outcome, REST, StaleBackend, TableReconciler};
 pub use tables::{FamilyTables, Table, TableError, Tables};

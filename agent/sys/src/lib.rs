@@ -17,6 +17,7 @@ pub mod fs;
 pub mod memory;
 pub mod mount;
 mod mountinfo;
+pub mod netfilter;
 pub mod netlink;
 pub mod ns;
 pub mod pause;

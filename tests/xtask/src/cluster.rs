@@ -106,6 +106,8 @@ pub(crate) enum Node {
     Kubelet,
     /// The agent of this workspace in the place of the kubelet and kube-proxy.
     Berth,
+    /// The real kubelet, with the agent of this workspace in the place of kube-proxy alone (`--services-only`).
+    Services,
 }
 
 /// Starts the cluster, or ends it (`--down`).
@@ -161,7 +163,7 @@ pub(crate) fn start(dir: &Path, options: &Options) -> Result<Cluster> {
     let mut programs = [&[options.etcd.program()], control_plane::PROGRAMS.as_slice()].concat();
     match options.node {
         Node::None => {}
-        Node::Kubelet => programs.extend(kubelet::PROGRAMS),
+        Node::Kubelet | Node::Services => programs.extend(kubelet::PROGRAMS),
         Node::Berth => programs.extend(berth::PROGRAMS),
     }
     let bin = peers::get(&programs)?;
@@ -187,11 +189,13 @@ fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
     kubectl.apply(&place.write("manifests/proxier.yaml", include_str!("cluster/proxier.yaml"))?)?;
     bootstrap::make(place, &kubectl)?;
     let dns = place.write("manifests/coredns.yaml", include_str!("cluster/coredns.yaml"))?;
+    let build = if options.release { Build::Release } else { Build::Plain };
+    let of_kubelet = |proxy| kubelet::start(&world, place, bin, proxy).map(|()| Some("kubelet"));
     let daemon = match options.node {
         Node::None => None,
-        Node::Kubelet => Some(kubelet::start(&world, place, bin).map(|()| "kubelet")?),
+        Node::Kubelet => of_kubelet(kubelet::Proxy::KubeProxy)?,
+        Node::Services => of_kubelet(kubelet::Proxy::Berth(build))?,
         Node::Berth => {
-            let build = if options.release { Build::Release } else { Build::Plain };
             let how = if options.bootstrap { berth::Join::Token } else { berth::Join::Kubeconfig };
             Some(berth::start(&world, place, bin, build, how).map(|()| berth::DAEMON)?)
         }
@@ -217,6 +221,7 @@ impl Node {
             Node::None => "none",
             Node::Kubelet => "kubelet",
             Node::Berth => "berth",
+            Node::Services => "services",
         }
     }
 }

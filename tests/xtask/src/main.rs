@@ -1,5 +1,5 @@
 //! The project's tasks: `cargo xtask setup`, `demo`, `test`, `vm`, `ebpf`, `bench`, `peers`,
-//! `cluster`, `conformance`, `outage`, `node-api`, `clients`.
+//! `cluster`, `conformance`, `outage`, `node-api`, `clients`, `image`.
 //!
 //! The crate builds without protoc and without anything that `setup` installs: a fresh machine needs only
 //! Rust, Go and a linker.
@@ -14,6 +14,7 @@ mod conformance;
 mod demo;
 mod docs;
 mod ebpf;
+mod image;
 mod node_api;
 mod out;
 mod outage;
@@ -49,6 +50,8 @@ enum Task {
     Bench(bench::Args),
     /// Build the programs of a real cluster, in the versions that tests/peers pins. Safe to repeat.
     Peers(peers::Args),
+    /// Make a container image of Berth: an OCI archive with one static program.
+    Image(image::Args),
     /// Start a control plane, with or without a node, to be used by hand; or end it.
     Cluster(cluster::Args),
     /// Run Kubernetes' own end-to-end tests on a cluster, and keep the result of each.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Task::Ebpf(args) => ebpf::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Peers(args) => peers::run(&args),
+        Task::Image(args) => image::run(&args),
         Task::Cluster(args) => cluster::run(&args),
         Task::Conformance(args) => conformance::run(&args),
         Task::Outage(args) => outage::run(&args),

@@ -5,6 +5,7 @@ use super::{
     node,
     node_api::NodeApiArgs,
     services::{Limits, ServiceOptions},
+    services_only::ProxyArgs,
 };
 use berth_core::{model::NodeInfo, roots::Roots};
 use berth_executor::recursive_read_only;
@@ -21,6 +22,12 @@ pub(crate) struct AgentArgs {
     /// Run the pods of a control plane, as the node of this kubeconfig. Static pods may run beside them.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["standalone", "manifests", "serve_dns"])]
     pub(super) kubeconfig: Option<PathBuf>,
+    /// Serve the Services of a control plane and run no pods: a kubelet runs them. In the place of kube-proxy.
+    #[arg(long, requires = "kubeconfig", conflicts_with_all = ["standalone", "manifests", "static_pods", "serve_dns",
+          "no_services", "masquerade", "bootstrap_kubeconfig", "rotate_server_certificates"])]
+    pub(super) services_only: bool,
+    #[command(flatten)]
+    pub(super) proxy: ProxyArgs,
     /// A kubeconfig with a bootstrap token. Where the file of --kubeconfig is missing or its certificate
     /// has ended, the node asks for a certificate with this one and writes that file.
     #[arg(long, value_name = "FILE", requires = "kubeconfig", conflicts_with = "standalone")]

@@ -202,7 +202,7 @@ async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) 
 }
 
 /// Takes the labels and taints of the Node object, also those that others set there.
-async fn follow_node_object(node: NewestNode, known: ApiNode) {
+pub(super) async fn follow_node_object(node: NewestNode, known: ApiNode) {
     let mut changes = node.changes();
     loop {
         if let Some(object) = changes.borrow_and_update().clone() {

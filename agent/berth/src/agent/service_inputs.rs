@@ -12,6 +12,7 @@ use berth_core::{
     ids::PodUid,
     model::{EndpointSlice, Service},
     roots::Roots,
+    status::{Phase, PodStatus},
     sync::lock,
     time::Wall,
 };
@@ -20,7 +21,7 @@ use berth_executor::NodeExecutor;
 use berth_pods::Reports as _;
 use berth_services::{Cause, DatapathHealth, Named, Notice, ObservedPod, ServiceInputs, SourceChanges};
 use berth_source::{
-    Snapshot,
+    DesiredPod, RawPod, Snapshot,
     controllers::endpoint_slices::{self, EndpointPod},
 };
 use berth_sys::clock;
@@ -39,7 +40,7 @@ pub(super) struct AgentInputs {
     pub(super) node: NodeWatch,
     pub(super) status: Arc<StatusManager>,
     pub(super) latest: Latest,
-    pub(super) executor: Arc<NodeExecutor>,
+    pub(super) pods: PodsOfNode,
     /// The snapshots of the sources at the engine's last question for changes.
     pub(super) reported: Vec<Arc<Snapshot>>,
     /// Publisher of the DNS zone, opened with the first zone.
@@ -49,6 +50,59 @@ pub(super) struct AgentInputs {
     pub(super) makes_endpoints: bool,
     /// The notices of an earlier agent that are still to come again.
     pub(super) told: BTreeSet<String>,
+}
+
+/// Who runs the pods of this node.
+#[derive(Clone)]
+pub(crate) enum PodsOfNode {
+    /// This agent.
+    Own(Arc<NodeExecutor>),
+    /// A kubelet, which reports their addresses to the API server.
+    Kubelet(ReportedPods),
+}
+
+/// The pods of this node by the statuses that a kubelet has reported. A pod is parsed once a version. Clones share their
+/// pods.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ReportedPods(Arc<Mutex<BTreeMap<PodUid, (Arc<RawPod>, ObservedPod)>>>);
+
+impl ReportedPods {
+    fn seen(&self, snapshots: &[Arc<Snapshot>]) -> BTreeMap<PodUid, Option<ObservedPod>> {
+        let mut known = lock(&self.0);
+        let before = std::mem::take(&mut *known);
+        for (uid, desired) in snapshots.iter().flat_map(|snapshot| snapshot.pods.iter()) {
+            let entry = match before.get(uid) {
+                Some((raw, seen)) if Arc::ptr_eq(raw, &desired.raw) => (Arc::clone(raw), seen.clone()),
+                earlier => {
+                    let status = Arc::new(reported_status(desired));
+                    let same = earlier
+                        .filter(|(_, seen)| *seen.status == *status && Arc::ptr_eq(&seen.pod, &desired.pod));
+                    let now = || ObservedPod { pod: Arc::clone(&desired.pod), status };
+                    let seen = same.map_or_else(now, |(_, seen)| seen.clone());
+                    (Arc::clone(&desired.raw), seen)
+                }
+            };
+            known.insert(uid.clone(), entry);
+        }
+        known.iter().map(|(uid, (_, seen))| (uid.clone(), Some(seen.clone()))).collect()
+    }
+}
+
+/// What Services need of a pod's reported status: its phase and its addresses.
+fn reported_status(desired: &DesiredPod) -> PodStatus {
+    let object = desired.raw.value();
+    let status = &object["status"];
+    let phase = match status["phase"].as_str() {
+        Some("Running") => Phase::Running,
+        Some("Succeeded") => Phase::Succeeded,
+        Some("Failed") => Phase::Failed,
+        _ => Phase::Pending,
+    };
+    let ips = status["podIPs"].as_array().into_iter().flatten().filter_map(|ip| ip["ip"].as_str());
+    PodStatus {
+        pod_ips: ips.filter_map(|ip| ip.parse().ok()).collect(),
+        ..PodStatus::new(phase, desired.pod.qos())
+    }
 }
 
 impl AgentInputs {
@@ -85,11 +139,17 @@ impl ServiceInputs for AgentInputs {
     }
 
     fn pods(&self) -> BTreeMap<PodUid, Option<ObservedPod>> {
-        self.status.seen()
+        match &self.pods {
+            PodsOfNode::Own(_) => self.status.seen(),
+            PodsOfNode::Kubelet(reported) => reported.seen(&self.latest()),
+        }
     }
 
     fn runtime_answers(&self) -> bool {
-        self.executor.runtime().is_ok()
+        match &self.pods {
+            PodsOfNode::Own(executor) => executor.runtime().is_ok(),
+            PodsOfNode::Kubelet(_) => true,
+        }
     }
 
     fn endpoints(
@@ -178,6 +238,12 @@ impl ServicesHealth {
             (false, since) => Some(since.unwrap_or_else(clock::wall)),
         };
         state.health.clone_from(health);
+    }
+
+    /// Whether Services are answered: hooks are attached and the tables follow the sources.
+    pub(crate) fn answers(&self) -> bool {
+        let state = lock(&self.0);
+        state.health.hooked && state.health.open
     }
 
     /// The health for the status page.

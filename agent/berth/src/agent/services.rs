@@ -12,13 +12,12 @@ pub(crate) use limits::Limits;
 use super::{
     host_network::Host,
     node::NodeWatch,
-    service_inputs::{self, AgentInputs, ServicesHealth},
+    service_inputs::{self, AgentInputs, PodsOfNode, ServicesHealth},
     sources::Latest,
     status_manager::StatusManager,
 };
 use berth_core::roots::Roots;
-use berth_executor::NodeExecutor;
-use berth_services::{ClearPods, Config, Engine, LinuxDatapath, LinuxDatapathConfig, Sizes};
+use berth_services::{ClearPods, Config, Engine, LinuxDatapath, LinuxDatapathConfig, PodNetworks, Sizes};
 use std::{
     net::IpAddr,
     path::PathBuf,
@@ -46,6 +45,8 @@ pub(crate) struct ServicesConfig {
     pub(crate) exe: PathBuf,
     /// The cgroup to whose sockets the hooks are attached; `None` where the machine has no cgroup2.
     pub(crate) cgroup: Option<PathBuf>,
+    /// Where the network namespaces of pods are found.
+    pub(crate) networks: PodNetworks,
     /// The pods whose packets may bypass the host's stack.
     pub(crate) clear: ClearPods,
     /// The options of the agent.
@@ -66,7 +67,7 @@ pub(crate) struct ServiceOptions {
 pub(crate) struct EngineInputs {
     pub(crate) status: Arc<StatusManager>,
     pub(crate) latest: Latest,
-    pub(crate) executor: Arc<NodeExecutor>,
+    pub(crate) pods: PodsOfNode,
     pub(crate) host: Host,
     pub(crate) node: NodeWatch,
     /// The health of Services, for the status page.
@@ -141,9 +142,9 @@ fn spawn(
 ) -> std::io::Result<(Sender<()>, thread::JoinHandle<()>)> {
     let (wake, wakes) = channel();
     let run = move || {
-        let ServicesConfig { roots, exe, cgroup, clear, options } = config;
+        let ServicesConfig { roots, exe, cgroup, networks: pod_networks, clear, options } = config;
         let ServiceOptions { networks, sizes } = options;
-        let EngineInputs { status, latest, executor, host, node, health, makes_endpoints } = inputs;
+        let EngineInputs { status, latest, pods, host, node, health, makes_endpoints } = inputs;
         // One look: a second borrow beside the first would wait for a writer that waits for the first.
         let info = Arc::clone(&node.borrow());
         let stored = service_inputs::stored(&roots);
@@ -155,7 +156,7 @@ fn spawn(
             next_id: stored.next_id,
         };
         let kernel = LinuxDatapath::new(
-            LinuxDatapathConfig { roots: roots.clone(), exe, cgroup, clear, sizes },
+            LinuxDatapathConfig { roots: roots.clone(), networks: pod_networks, exe, cgroup, clear, sizes },
             move || Arc::clone(&host.borrow()),
         );
         let inputs = AgentInputs {
@@ -164,7 +165,7 @@ fn spawn(
             node,
             status,
             latest,
-            executor,
+            pods,
             reported: Vec::new(),
             publisher: None,
             health,

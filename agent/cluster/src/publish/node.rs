@@ -113,7 +113,8 @@ impl NewestNode {
 pub struct NodeTasks {
     newest: NewestNode,
     health: watch::Receiver<Health>,
-    _tasks: [Task; 3],
+    _followed: [Task; 2],
+    _reporter: Option<Task>,
 }
 
 impl NodeTasks {
@@ -137,16 +138,27 @@ pub fn start(
     events: Events,
 ) -> NodeTasks {
     events.report_of_node(Event::normal("Starting", "Starting kubelet."));
+    let (followed, health) = followed(&pool, &registration.name, &newest);
+    let reporter = Task::spawn(run(Reporter { pool, registration, reports, newest: newest.clone(), events }));
+    NodeTasks { newest, health, _followed: followed, _reporter: Some(reporter) }
+}
+
+/// Keeps `newest` current, and reports nothing: another agent registers and reports this node.
+pub fn start_following(pool: &Pool, name: &NodeName, newest: NewestNode) -> NodeTasks {
+    let (followed, health) = followed(pool, name, &newest);
+    NodeTasks { newest, health, _followed: followed, _reporter: None }
+}
+
+fn followed(pool: &Pool, name: &NodeName, newest: &NewestNode) -> ([Task; 2], watch::Receiver<Health>) {
     let (health_out, health) = watch::channel(Health::unknown());
     let (changes, incoming) = mpsc::channel(8);
-    let kind = OwnNode { query: format!("fieldSelector=metadata.name%3D{}", registration.name) };
+    let kind = OwnNode { query: format!("fieldSelector=metadata.name%3D{name}") };
     let machine = ListWatch::new(Options::set());
     let tasks = [
         Task::spawn(follow(kind, pool.clone(), machine, changes, health_out)),
         Task::spawn(keep(incoming, newest.clone())),
-        Task::spawn(run(Reporter { pool, registration, reports, newest: newest.clone(), events })),
     ];
-    NodeTasks { newest, health, _tasks: tasks }
+    (tasks, health)
 }
 
 /// This node's Node, a set of one.

@@ -91,6 +91,28 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build, how:
     })
 }
 
+/// Starts the agent for the Services of a node whose pods a kubelet runs.
+///
+/// # Errors
+/// The agent is not built or does not start.
+pub(super) fn start_services(world: &World, place: &Place, build: Build) -> Result<()> {
+    let programs = out::timed("build berth", || tools::programs(build))?;
+    out::timed("start the agent", || {
+        let roots = place.write("roots.json", &serde_json::to_string_pretty(&roots(place)?)?)?;
+        let options = [
+            ("kubeconfig", place.kubeconfig("node").display().to_string()),
+            ("node-ip", place.address.clone()),
+            ("service-cidr", SERVICES.to_owned()),
+            // With hooks on a part of the machine's sockets the agent takes no device by itself.
+            ("uplink", "eth0".to_owned()),
+        ];
+        let mut args = ["--roots".to_owned(), roots.display().to_string(), "agent".to_owned()].to_vec();
+        args.push("--services-only".to_owned());
+        args.extend(options.map(|(name, value)| format!("--{name}={value}")));
+        world.spawn(DAEMON, &programs.join("berth"), &args)
+    })
+}
+
 /// Gives the pods that start from now on a network with host ports, by the reference plugin.
 ///
 /// # Errors

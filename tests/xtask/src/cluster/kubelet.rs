@@ -1,13 +1,15 @@
-//! The control node: the real kubelet and kube-proxy over containerd with its CRI plugin.
+//! The control node: the real kubelet and kube-proxy over containerd with its CRI plugin. The agent of this workspace may
+//! stand in kube-proxy's place.
 
 use super::{
+    berth,
     containerd::{self, SOCKET},
     place::{DNS, NODE_PODS, PODS, Place},
     world::World,
 };
 use crate::out;
 use anyhow::{Context, Result, ensure};
-use berth_harness::tools;
+use berth_harness::tools::{self, Build};
 use std::{fs, path::Path};
 
 /// Programs of the node that the peers have.
@@ -16,11 +18,19 @@ pub(super) const PROGRAMS: [&str; 3] = ["kubelet", "kube-proxy", "coredns"];
 /// Names of the daemons, in the order of their start.
 pub(super) const DAEMONS: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
 
+/// Who answers Services on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proxy {
+    KubeProxy,
+    /// The agent of this workspace, in this build.
+    Berth(Build),
+}
+
 /// Starts the node. The kubelet registers it.
 ///
 /// # Errors
 /// A program is missing or does not start.
-pub(super) fn start(world: &World, place: &Place, bin: &Path) -> Result<()> {
+pub(super) fn start(world: &World, place: &Place, bin: &Path, proxy: Proxy) -> Result<()> {
     out::timed("start containerd and import the images", || {
         let tools = tools::dir()?;
         for plugin in ["ptp", "host-local", "loopback", "portmap"] {
@@ -32,7 +42,7 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path) -> Result<()> {
         place.write("cni/10-berth.conflist", &conflist(place))?;
         containerd::start(world, place, bin, &tools)
     })?;
-    out::timed("start the kubelet and kube-proxy", || {
+    out::timed("start the kubelet", || {
         place.write("resolv.conf", "")?;
         for dir in ["static-pods", "pod-logs"] {
             fs::create_dir_all(place.dir.join(dir)).with_context(|| format!("cannot make {dir}"))?;
@@ -48,7 +58,16 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path) -> Result<()> {
             ("node-ip", Path::new(&place.address)),
         ];
         let args = args.map(|(name, value)| format!("--{name}={}", value.display()));
-        world.spawn("kubelet", &bin.join("kubelet"), &args)?;
+        world.spawn("kubelet", &bin.join("kubelet"), &args)
+    })?;
+    match proxy {
+        Proxy::KubeProxy => start_kube_proxy(world, place, bin),
+        Proxy::Berth(build) => berth::start_services(world, place, build),
+    }
+}
+
+fn start_kube_proxy(world: &World, place: &Place, bin: &Path) -> Result<()> {
+    out::timed("start kube-proxy", || {
         let config = place.write("kube-proxy.yaml", &proxy_config(place))?;
         world.spawn("kube-proxy", &bin.join("kube-proxy"), &[format!("--config={}", config.display())])
     })

@@ -34,9 +34,13 @@ impl Cluster {
         let world = World::make(&place, Some(&self.world))?;
         let daemon = match kind {
             Node::None => bail!("a node is berth or kubelet"),
-            Node::Kubelet => {
+            Node::Kubelet | Node::Services => {
                 let bin = peers::get(&kubelet::PROGRAMS)?;
-                kubelet::start(&world, &place, &bin).map(|()| "kubelet")?
+                let proxy = match kind {
+                    Node::Services => kubelet::Proxy::Berth(build),
+                    _ => kubelet::Proxy::KubeProxy,
+                };
+                kubelet::start(&world, &place, &bin, proxy).map(|()| "kubelet")?
             }
             Node::Berth => {
                 let bin = peers::get(&berth::PROGRAMS)?;

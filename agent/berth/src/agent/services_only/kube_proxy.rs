@@ -1,0 +1,102 @@
+//! A kube-proxy beside this agent, and what one has left behind.
+//!
+//! While a kube-proxy runs in this network namespace it is told of, and its rules are left alone: it would write them again.
+//! Both answer the same Services meanwhile; the hooks of this agent come first. Once none runs and this agent's hooks answer,
+//! its rules are removed. Before that they carry the Services.
+
+use super::super::service_inputs::ServicesHealth;
+use berth_core::error::Chain;
+use std::{fs, path::PathBuf, time::Duration};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+    time::sleep,
+};
+
+/// Time between two looks. A kube-proxy that is replaced by its DaemonSet is away for longer.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// The program's name, as the kernel has it.
+const NAME: &str = "kube-proxy";
+
+/// The task that looks for kube-proxy.
+pub(super) struct KubeProxies {
+    found: watch::Receiver<Option<String>>,
+    task: JoinHandle<()>,
+}
+
+impl KubeProxies {
+    /// Starts to look, in the processes below `proc`.
+    pub(super) fn watch(proc: PathBuf, services: ServicesHealth) -> KubeProxies {
+        let (tell, found) = watch::channel(None);
+        KubeProxies { found, task: tokio::spawn(look(proc, services, tell)) }
+    }
+
+    /// What is to be said of kube-proxy on the status page.
+    pub(super) fn found(&self) -> watch::Receiver<Option<String>> {
+        self.found.clone()
+    }
+
+    /// Ends the task.
+    pub(super) fn end(self) {
+        self.task.abort();
+    }
+}
+
+async fn look(proc: PathBuf, services: ServicesHealth, tell: watch::Sender<Option<String>>) {
+    // Rules that another agent cannot have written since are not looked for again.
+    let mut removed = false;
+    loop {
+        let dir = proc.clone();
+        // A look that panicked is made again.
+        let running = spawn_blocking(move || running(&dir)).await.unwrap_or_default();
+        let problem = match running {
+            Some(pid) => {
+                removed = false;
+                Some(format!(
+                    "kube-proxy runs too (process {pid}) and answers the same Services by rules of its own: remove it, for \
+                     example by `kubectl -n kube-system delete daemonset kube-proxy`; its rules are removed once it is gone"
+                ))
+            }
+            None if removed || !services.answers() => None,
+            None => match spawn_blocking(berth_network::remove_kube_proxy_rules).await {
+                Ok(Ok(what)) => {
+                    removed = true;
+                    if !what.is_empty() {
+                        tracing::info!(
+                            removed = what.join(", "),
+                            "the rules of a kube-proxy that is gone are removed"
+                        );
+                    }
+                    None
+                }
+                Ok(Err(error)) => Some(Chain(&error).to_string()),
+                Err(_panicked) => None,
+            },
+        };
+        tell.send_if_modified(|told| {
+            let changed = *told != problem;
+            if changed {
+                if let Some(problem) = &problem {
+                    tracing::warn!("{problem}");
+                }
+                told.clone_from(&problem);
+            }
+            changed
+        });
+        sleep(EVERY).await;
+    }
+}
+
+/// A kube-proxy in this process's network namespace.
+fn running(proc: &std::path::Path) -> Option<u32> {
+    let own = fs::read_link(proc.join("self/ns/net")).ok()?;
+    let entries = fs::read_dir(proc).ok()?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let of = |file: &str| proc.join(pid.to_string()).join(file);
+        fs::read_to_string(of("comm")).is_ok_and(|name| name.trim_end() == NAME)
+            && fs::read_link(of("ns/net")).is_ok_and(|net| net == own)
+    })
+    .min()
+}

@@ -1,0 +1,73 @@
+//! `cargo xtask image`: Berth as a container image, an OCI archive with one static program and nothing else. No Docker
+//! engine is needed. The same sources and toolchain give the same bytes.
+
+use crate::{out, setup};
+use anyhow::{Context, Result, ensure};
+use berth_harness::{
+    oci::{self, Entry, Image},
+    tools,
+};
+use serde_json::json;
+use std::{fs, path::PathBuf, process::Command};
+
+/// The image's name where none is given.
+const NAME: &str = "berth.dev/berth:dev";
+
+/// Options of `cargo xtask image`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The image's name.
+    #[arg(long, value_name = "NAME", default_value = NAME)]
+    name: String,
+    /// The archive; `target/image/berth.tar` where none is named.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Take the unoptimised build, which is made sooner.
+    #[arg(long)]
+    plain: bool,
+    /// Import the image into the namespace `k8s.io` of the containerd at this socket.
+    #[arg(long, value_name = "SOCKET")]
+    import: Option<PathBuf>,
+}
+
+/// Makes the image.
+pub(crate) fn run(args: &Args) -> Result<bool> {
+    setup::for_cluster()?;
+    let program = out::timed("build berth as a static program", || build(args.plain))?;
+    let output = args.output.clone().unwrap_or_else(|| crate::root().join("target/image/berth.tar"));
+    if let Some(dir) = output.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+    let size = bytes.len();
+    let image = Image {
+        name: args.name.clone(),
+        layers: vec![vec![Entry::file("berth", 0o755, bytes)]],
+        config: json!({"Entrypoint": ["/berth"], "Labels": {"org.opencontainers.image.licenses": "Apache-2.0"}}),
+    };
+    oci::write_archive(&output, &[image]).context("cannot write the archive")?;
+    out::line(&format!("{}: image {} with one program of {} KiB", output.display(), args.name, size / 1024));
+    if let Some(socket) = &args.import {
+        let socket = socket.to_str().context("the socket's path must be text")?;
+        let mut ctr = Command::new(tools::find("ctr")?);
+        ctr.args(["--address", socket, "--namespace", "k8s.io", "images", "import"]).arg(&output);
+        setup::succeed(&mut ctr).context("cannot import the image")?;
+    }
+    Ok(true)
+}
+
+/// Builds the program without a dynamic linker: a build of its own, beside that of the tests.
+fn build(plain: bool) -> Result<PathBuf> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let flags = [std::env::var("RUSTFLAGS").unwrap_or_default(), "-C target-feature=+crt-static".to_owned()];
+    let mut args = vec!["build", "--quiet", "--locked", "--package", "berth", "--target", &target];
+    if !plain {
+        args.push("--release");
+    }
+    let status = tools::cargo(&args).env("RUSTFLAGS", flags.join(" ").trim()).status();
+    ensure!(status.context("cannot run cargo")?.success(), "berth does not build");
+    let profile = if plain { "debug" } else { "release" };
+    let program = crate::root().join("target").join(&target).join(profile).join("berth");
+    ensure!(program.is_file(), "{} is missing", program.display());
+    Ok(program)
+}
