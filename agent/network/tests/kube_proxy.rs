@@ -59,7 +59,7 @@ fn kube_proxys_rules_go_and_all_others_stay() {
     let net = Netns::unique("kube-proxy").unwrap();
     net.nft(NFTABLES_MODE).unwrap();
     net.nft(IPTABLES_MODE).unwrap();
-    net.nft("table inet of-others { chain c { counter; } }").unwrap();
+    net.nft("table inet of-others {\n chain c { counter; }\n}\n").unwrap();
     let removed = net.enter(remove_kube_proxy_rules).unwrap().unwrap();
     assert_eq!(
         removed,

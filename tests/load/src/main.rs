@@ -3,11 +3,12 @@
 //! `serve` answers each byte with one line, `<name> <client address>`, over TCP and UDP. `client` measures
 //! new connections (`new`: connect, one byte, one line, reset) or requests over open ones (`keep`), and
 //! prints one line of JSON. `ask` sends requests at a fixed rate and prints a line of JSON for each answer.
-//! `node` loads a node's API. The program sends to no other addresses than those of its options. It ends after its time, or when its
+//! `connections` counts what fails of new connections and datagrams. `node` loads a node's API. The program sends to no other addresses than those of its options. It ends after its time, or when its
 //! standard input is closed.
 
 mod ask;
 mod client;
+mod connections;
 mod node;
 mod server;
 
@@ -44,6 +45,8 @@ enum Role {
     Client(client::Client),
     /// Ask many servers at a fixed rate.
     Ask(ask::Ask),
+    /// Open connections and send datagrams at fixed rates, and count what fails.
+    Connections(connections::Connections),
     /// Load the node's API.
     #[command(subcommand)]
     Node(node::Node),
@@ -79,6 +82,10 @@ fn run(program: Program) -> Result<()> {
         Role::Ask(ask) => {
             end_with_input();
             ask::run(&ask)
+        }
+        Role::Connections(connections) => {
+            end_with_input();
+            connections::run(&connections)
         }
         Role::Node(node) => {
             end_with_input();

@@ -30,13 +30,13 @@ use berth_harness::{
 };
 pub(crate) use control_plane::Etcd;
 use control_plane::Kubectl;
-pub(crate) use disturb::{AGENT, API_SERVER};
+pub(crate) use disturb::{AGENT, API_SERVER, KUBE_PROXY};
 pub(crate) use fault_proxy::FaultProxy;
 pub(crate) use images::suite::REGISTRIES;
 pub(crate) use look::{Differences, Look};
 pub(crate) use node::JoinedNode;
-pub(crate) use place::NODE;
 use place::Place;
+pub(crate) use place::{DNS, NODE};
 use std::{
     fs,
     path::{Path, PathBuf},

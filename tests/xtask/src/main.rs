@@ -1,5 +1,6 @@
 //! The project's tasks: `cargo xtask setup`, `demo`, `test`, `vm`, `ebpf`, `bench`, `peers`,
-//! `cluster`, `conformance`, `outage`, `node-api`, `clients`, `image`.
+//! `cluster`, `conformance`, `outage`, `node-api`, `clients`,
+//! `image`, `takeover`.
 //!
 //! The crate builds without protoc and without anything that `setup` installs: a fresh machine needs only
 //! Rust, Go and a linker.
@@ -20,6 +21,7 @@ mod out;
 mod outage;
 mod peers;
 mod setup;
+mod takeover;
 mod test;
 mod vm;
 
@@ -58,6 +60,8 @@ enum Task {
     Conformance(conformance::Args),
     /// Disturb a cluster with fifty pods in every way, and report what became of them.
     Outage(outage::Args),
+    /// Put Berth in the place of kube-proxy on a node of the real kubelet and back, under connections of which none may fail.
+    Takeover(takeover::Args),
     /// Ask the node's API of the kubelet and of Berth as many identities, and compare the statuses.
     NodeApi(node_api::Args),
     /// Bring real clients to the node's API: kubectl of today and of 1.29, metrics-server, promtool; and rotate the node's
@@ -82,6 +86,7 @@ fn main() -> ExitCode {
         Task::Cluster(args) => cluster::run(&args),
         Task::Conformance(args) => conformance::run(&args),
         Task::Outage(args) => outage::run(&args),
+        Task::Takeover(args) => takeover::run(&args),
         Task::NodeApi(args) => node_api::run(&args),
         Task::Clients(args) => clients::run(&args),
     };

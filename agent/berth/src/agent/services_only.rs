@@ -49,7 +49,6 @@ const PROC: &str = "/proc";
 /// Runs until SIGTERM or SIGINT. Services are answered on.
 pub(super) async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     let kubeconfig = args.kubeconfig.clone().context("--services-only needs --kubeconfig")?;
-    let sockets = args.proxy.listen().context("take the ports of the proxy's health")?;
     let exe = std::env::current_exe().context("find this program")?;
     let (host, following_host) = host_network::start(HostNetworkConfig {
         node_ips: args.node_ips.clone(),
@@ -102,7 +101,7 @@ pub(super) async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         since: clock::wall(),
     };
     let serving = local_api::start(local, cache, desired).await?;
-    let proxy = proxy_health::start(sockets, health.clone(), newest);
+    let proxy = proxy_health::start(&args.proxy, health.clone(), newest);
     let engine = services::start(
         ServicesConfig {
             roots: roots.clone(),

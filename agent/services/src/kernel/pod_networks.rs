@@ -64,10 +64,11 @@ impl KubeletPods {
 
     fn network(&self, pod: &PodUid) -> Option<PathBuf> {
         let mut known = lock(&self.known);
-        if let Some(pid) = known.processes.get(pod.as_str())
-            && pod_of_process(&self.proc, *pid).as_deref() == Some(pod.as_str())
+        if let Some(pid) = known.processes.remove(pod.as_str())
+            && pod_of_process(&self.proc, pid).as_deref() == Some(pod.as_str())
         {
-            return Some(self.file(*pid));
+            known.processes.insert(pod.to_string(), pid);
+            return Some(self.file(pid));
         }
         if known.read.is_none_or(|at| at.elapsed() >= AGAIN) {
             known.processes = processes(&self.proc);

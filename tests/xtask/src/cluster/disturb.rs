@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use berth_harness::{
     cgroup,
     process::Process,
+    tools::{self, Build},
     wait::{self, PATIENCE},
 };
 use std::{
@@ -29,6 +30,9 @@ pub(crate) const AGENT: &str = berth::DAEMON;
 
 /// Name of the API server among the daemons.
 pub(crate) const API_SERVER: &str = "kube-apiserver";
+
+/// Name of kube-proxy among the daemons.
+pub(crate) const KUBE_PROXY: &str = "kube-proxy";
 
 /// Deadline of an answer of a pod.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -101,6 +105,40 @@ impl Cluster {
         self.run(&["ip", "addr", "add", "198.18.255.2/30", "dev", "others"])?;
         self.run(&["ip", "link", "set", "others", "up"])?;
         ip(&format!("-n {netns} route add default via 198.18.255.2"))
+    }
+
+    /// A namespace of the cluster, such as `net`.
+    pub(crate) fn namespace(&self, kind: &str) -> PathBuf {
+        format!("/proc/{}/ns/{kind}", self.world.init().pid).into()
+    }
+
+    /// The cgroup to whose sockets the agent's hooks are attached.
+    ///
+    /// # Errors
+    /// The machine has no cgroup2 hierarchy.
+    pub(crate) fn hooked_cgroup(&self) -> Result<PathBuf> {
+        let v2 = cgroup::v2().context("this machine has no cgroup2 hierarchy")?;
+        Ok(v2.join(&self.place.cgroup).join("system"))
+    }
+
+    /// Starts the agent for the Services of the node, whose pods a kubelet runs.
+    ///
+    /// # Errors
+    /// The agent does not start.
+    pub(crate) fn start_services(&self) -> Result<()> {
+        berth::start_services(&self.world, &self.place, Build::Plain)
+    }
+
+    /// Removes the hooks and tables of an agent that does not run.
+    ///
+    /// # Errors
+    /// `berth reset` fails.
+    pub(crate) fn reset_services(&self) -> Result<()> {
+        let berth = tools::programs(Build::Plain)?.join("berth");
+        let roots = self.file("roots.json");
+        let words = [&berth, Path::new("--roots"), &roots, Path::new("reset")];
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        self.run(&words.iter().map(AsRef::as_ref).collect::<Vec<&str>>()).map(drop)
     }
 
     /// Address of the node and of the API server.

@@ -20,7 +20,7 @@ pub(super) const SERVICES: &str = "10.96.0.0/16";
 pub(super) const KUBERNETES: &str = "10.96.0.1";
 
 /// Address of the cluster's DNS.
-pub(super) const DNS: &str = "10.96.0.10";
+pub(crate) const DNS: &str = "10.96.0.10";
 
 /// Addresses of pods in the whole cluster.
 pub(super) const PODS: &str = "10.244.0.0/16";

@@ -1,19 +1,27 @@
 //! The ports of the proxy's health ([`berth_nodeapi::proxy`]): their options, and the tasks that serve them.
 //!
 //! The node is healthy while Services are answered: the hooks are attached and the tables follow the API server's objects.
+//!
+//! kube-proxy has the same ports. While one runs they are its own: each is tried again until it is free.
 
 use super::super::service_inputs::ServicesHealth;
 use berth_cluster::publish::node::NewestNode;
+use berth_core::error::Chain;
 use berth_nodeapi::{
-    health, listen,
+    health::{self, Answer},
+    listen,
     proxy::{self, Proxy},
 };
 use serde_json::Value;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
+
+/// Time between two tries of a port.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the cluster autoscaler marks a node with that it is about to delete.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
@@ -33,23 +41,10 @@ pub(crate) struct ProxyArgs {
     /// Port of `/proxyMode`; 0: none.
     #[arg(long, value_name = "PORT", default_value_t = 10249)]
     proxy_metrics_port: u16,
-}
-
-/// The sockets, taken before the parts of the agent start.
-pub(super) struct Sockets {
-    health: Option<TcpListener>,
-    metrics: Option<TcpListener>,
-}
-
-impl ProxyArgs {
-    /// Takes the ports.
-    pub(super) fn listen(&self) -> Result<Sockets, berth_nodeapi::Error> {
-        let on = |address, port| (port != 0).then(|| listen(SocketAddr::new(address, port))).transpose();
-        Ok(Sockets {
-            health: on(self.proxy_healthz_bind_address, self.proxy_healthz_port)?,
-            metrics: on(self.proxy_metrics_bind_address, self.proxy_metrics_port)?,
-        })
-    }
+    /// A second port of the health of Services, on the loopback address, that no kube-proxy has: for this agent's own
+    /// probes. None without it.
+    #[arg(long, value_name = "PORT", requires = "services_only")]
+    probe_port: Option<u16>,
 }
 
 /// The running servers. They end with this value.
@@ -69,14 +64,40 @@ impl ProxyHealth {
 }
 
 /// Starts the servers.
-pub(super) fn start(sockets: Sockets, services: ServicesHealth, node: NewestNode) -> ProxyHealth {
+pub(super) fn start(args: &ProxyArgs, services: ServicesHealth, node: NewestNode) -> ProxyHealth {
     let (stop, stopped) = watch::channel(());
-    let served = Arc::new(Served { services, node });
-    let on = |listener: Option<TcpListener>, answer| {
-        Some(tokio::spawn(health::serve(answer, listener?, stopped.clone())))
+    let health = proxy::health(Arc::new(Served { services, node }));
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let ports = [
+        (args.proxy_healthz_bind_address, args.proxy_healthz_port, Arc::clone(&health)),
+        (args.proxy_metrics_bind_address, args.proxy_metrics_port, proxy::mode()),
+        (loopback, args.probe_port.unwrap_or_default(), health),
+    ];
+    let served = ports.into_iter().filter(|(_, port, _)| *port != 0);
+    let tasks = served.map(|(address, port, answer)| {
+        tokio::spawn(serve(SocketAddr::new(address, port), answer, stopped.clone()))
+    });
+    ProxyHealth { tasks: tasks.collect(), stop }
+}
+
+/// Serves an address, as soon as it is free.
+async fn serve(address: SocketAddr, answer: Answer, stop: watch::Receiver<()>) {
+    let mut told = false;
+    let listener = loop {
+        match listen(address) {
+            Ok(listener) => break listener,
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(error = %Chain(&error), "tried again until kube-proxy, or who else has the address, is gone");
+                }
+                sleep(AGAIN).await;
+            }
+        }
     };
-    let tasks = [on(sockets.health, proxy::health(served)), on(sockets.metrics, proxy::mode())];
-    ProxyHealth { stop, tasks: tasks.into_iter().flatten().collect() }
+    if told {
+        tracing::info!(%address, "served");
+    }
+    health::serve(answer, listener, stop).await;
 }
 
 struct Served {

@@ -1,0 +1,201 @@
+//! `cargo xtask takeover`: Berth takes the place of kube-proxy on a node of the real kubelet and gives it back, under new
+//! connections and datagrams from a pod, from the node and from another machine. None may fail.
+
+use crate::{
+    cluster::{self, AGENT, Audit, Cluster, Etcd, KUBE_PROXY, Node, Options},
+    out,
+};
+use anyhow::{Context, Result, ensure};
+use berth_harness::{image::BUSYBOX, netns::Netns, rng, tools, wait};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+/// Longest wait for a step of the take-over.
+const STEP: Duration = Duration::from_secs(60);
+
+/// Time for which nothing changes between two steps.
+const CALM: Duration = Duration::from_secs(2);
+
+/// Port of the node.
+const NODE_PORT: u16 = 30080;
+
+const WEB: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  replicas: 3\n  selector: {matchLabels: {app: web}}\n  \
+    template:\n    metadata: {labels: {app: web}}\n    spec:\n      containers:\n      - name: c\n        image: IMAGE\n        \
+    imagePullPolicy: Never\n        command: [httpd, -f, -p, '80', -h, /etc]\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: \
+    {type: NodePort, selector: {app: web}, ports: [{port: 80, nodePort: 30080}]}\n---\napiVersion: v1\nkind: Pod\n\
+    metadata: {name: client}\nspec:\n  containers:\n  - {name: c, image: IMAGE, imagePullPolicy: Never, command: [sleep, infinity]}\n";
+
+/// Options of `cargo xtask takeover`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How often Berth takes over and gives back.
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// How often the agent is killed and started again in each round.
+    #[arg(long, default_value_t = 2)]
+    upgrades: usize,
+    /// New connections and datagrams a second of each client.
+    #[arg(long, default_value_t = 50)]
+    per_second: u32,
+    /// Directory of the cluster's files; `berth/takeover` of the cache directory where none is named.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Leave the cluster running where it failed.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Runs the rounds. Returns whether nothing failed.
+pub(crate) fn run(args: &Args) -> Result<bool> {
+    let dir =
+        args.dir.clone().map_or_else(|| Ok(tools::cache()?.join("takeover")), Ok::<_, anyhow::Error>)?;
+    let programs = tools::programs(tools::Build::Plain)?;
+    let load = programs.join("berth-load");
+    if !load.is_file() {
+        let built = tools::cargo(&["build", "--quiet", "--locked", "--package", "berth-load"]).status();
+        ensure!(built.context("cannot run cargo")?.success(), "berth-load does not build");
+    }
+    let options = Options { keep: args.keep, ..Options::new(Node::Kubelet, Etcd::Old, Audit::ToNodes) };
+    let cluster = cluster::start(&dir, &options)?;
+    let done = rounds(&cluster, &load, args);
+    if args.keep && !matches!(done, Ok(true)) {
+        return done;
+    }
+    let ended = cluster.end();
+    done.and_then(|good| ended.map(|()| good))
+}
+
+fn rounds(cluster: &Cluster, load: &Path, args: &Args) -> Result<bool> {
+    cluster.apply("web", &WEB.replace("IMAGE", BUSYBOX))?;
+    cluster.kubectl(&["rollout", "status", "deployment", "web", "--timeout=60s"])?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod", "client", "--timeout=60s"])?;
+    let outside = Netns::new(&format!("berth-takeover-{}", rng::seed() % 10_000))?;
+    cluster.connect(outside.name())?;
+    let stage = Stage {
+        load,
+        outside: &outside,
+        pod: pod_network(&cluster.kubectl(&["get", "pod", "client", "-o", "jsonpath={.metadata.uid}"])?)?,
+        cluster_ip: cluster.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])?,
+        cluster,
+        args,
+    };
+    let mut good = true;
+    for round in 1..=args.rounds {
+        let (said, failed) = stage.round().with_context(|| format!("round {round}"))?;
+        out::line(&format!("round {round}: {said}"));
+        good &= !failed;
+    }
+    Ok(good)
+}
+
+/// The network namespace of a pod, by a process of its cgroup.
+fn pod_network(uid: &str) -> Result<PathBuf> {
+    let uid = uid.trim();
+    let processes = fs::read_dir("/proc").context("cannot read /proc")?.flatten().map(|entry| entry.path());
+    let mut of_pod = processes
+        .filter(|process| fs::read_to_string(process.join("cgroup")).is_ok_and(|text| text.contains(uid)));
+    Ok(of_pod.next().context("the pod has no process")?.join("ns/net"))
+}
+
+struct Stage<'a> {
+    cluster: &'a Cluster,
+    load: &'a Path,
+    outside: &'a Netns,
+    pod: PathBuf,
+    cluster_ip: String,
+    args: &'a Args,
+}
+
+impl Stage<'_> {
+    /// Berth takes over, is killed and started again, and gives back. Returns what became of the load, and whether any of
+    /// it failed.
+    fn round(&self) -> Result<(String, bool)> {
+        let clients = self.clients()?;
+        thread::sleep(CALM);
+        self.cluster.start_services()?;
+        self.until("Berth answers", || Ok(self.cluster.agent_status()?.contains("\"answered\"")))?;
+        thread::sleep(CALM);
+        self.cluster.kill(KUBE_PROXY)?;
+        self.until("kube-proxy's rules are removed", || Ok(!self.rules()?))?;
+        for _ in 0..self.args.upgrades {
+            thread::sleep(CALM);
+            self.cluster.kill(AGENT)?;
+            thread::sleep(CALM);
+            self.cluster.start(AGENT)?;
+        }
+        thread::sleep(CALM);
+        self.cluster.start(KUBE_PROXY)?;
+        self.until("kube-proxy's rules are there", || self.rules())?;
+        thread::sleep(CALM);
+        self.cluster.kill(AGENT)?;
+        self.cluster.reset_services()?;
+        thread::sleep(CALM);
+        let (mut told, mut failed) = (Vec::new(), false);
+        for (name, mut client) in clients {
+            // The end of its input ends the client early, so it is held.
+            let done = wait::some(&format!("the client {name} ends"), 2 * STEP, || {
+                client.try_wait().ok().flatten()
+            })?;
+            ensure!(done.success(), "the client {name} failed");
+            let said = std::io::read_to_string(client.stdout.take().context("no output")?)?;
+            let all: BTreeMap<String, serde_json::Value> =
+                serde_json::from_str(&said).with_context(|| format!("{name} said {said}"))?;
+            for (target, result) in all {
+                failed |= result["failed"].as_object().is_none_or(|failures| !failures.is_empty());
+                told.push(format!("{name} {target} {result}"));
+            }
+        }
+        Ok((told.join("; "), failed))
+    }
+
+    /// Time of a round's load in seconds.
+    fn seconds(&self) -> u64 {
+        26 + 5 * self.args.upgrades as u64
+    }
+
+    fn clients(&self) -> Result<Vec<(&'static str, Child)>> {
+        let web = format!("http:{}:80", self.cluster_ip.trim());
+        let dns = |kind: &str| format!("{kind}:{}:53", cluster::DNS);
+        let node_port = format!("http:{}:{NODE_PORT}", self.cluster.address()?);
+        let host = self.cluster.namespace("net");
+        let of_node = self.cluster.hooked_cgroup()?;
+        Ok(vec![
+            ("pod", self.client(&self.pod, Some(&of_node), &[web.clone(), dns("dns"), dns("dns-kept")])?),
+            ("node", self.client(&host, Some(&of_node), &[web, dns("dns"), node_port.clone()])?),
+            ("outside", self.client(&self.outside.path(), None, &[node_port])?),
+        ])
+    }
+
+    fn client(&self, net: &Path, group: Option<&Path>, targets: &[String]) -> Result<Child> {
+        let mut command = Command::new(self.load);
+        command.arg("--netns").arg(net);
+        if let Some(group) = group {
+            command.arg("--cgroup").arg(group);
+        }
+        command.args(["connections", "--seconds", &self.seconds().to_string()]);
+        command.args(["--per-second", &self.args.per_second.to_string()]);
+        for target in targets {
+            command.args(["--to", target]);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().context("cannot start berth-load")
+    }
+
+    /// Whether kube-proxy has a table in the node's network.
+    fn rules(&self) -> Result<bool> {
+        Ok(self.cluster.run(&["nft", "list", "tables"])?.contains("kube-proxy"))
+    }
+
+    fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        wait::ok(what, STEP, || {
+            ensure!(holds()?, "not yet");
+            Ok(())
+        })
+    }
+}
