@@ -6,7 +6,7 @@ use crate::{
     out,
 };
 use anyhow::{Context, Result, ensure};
-use berth_harness::{image::BUSYBOX, netns::Netns, rng, tools, wait};
+use berth_harness::{image::BUSYBOX, tools, wait};
 use std::{
     collections::BTreeMap,
     fs,
@@ -75,11 +75,8 @@ fn rounds(cluster: &Cluster, load: &Path, args: &Args) -> Result<bool> {
     cluster.apply("web", &WEB.replace("IMAGE", BUSYBOX))?;
     cluster.kubectl(&["rollout", "status", "deployment", "web", "--timeout=60s"])?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod", "client", "--timeout=60s"])?;
-    let outside = Netns::new(&format!("berth-takeover-{}", rng::seed() % 10_000))?;
-    cluster.connect(outside.name())?;
     let stage = Stage {
         load,
-        outside: &outside,
         pod: pod_network(&cluster.kubectl(&["get", "pod", "client", "-o", "jsonpath={.metadata.uid}"])?)?,
         cluster_ip: cluster.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])?,
         cluster,
@@ -106,7 +103,6 @@ fn pod_network(uid: &str) -> Result<PathBuf> {
 struct Stage<'a> {
     cluster: &'a Cluster,
     load: &'a Path,
-    outside: &'a Netns,
     pod: PathBuf,
     cluster_ip: String,
     args: &'a Args,
@@ -166,17 +162,18 @@ impl Stage<'_> {
         let host = self.cluster.namespace("net");
         let of_node = self.cluster.hooked_cgroup()?;
         Ok(vec![
-            ("pod", self.client(&self.pod, Some(&of_node), &[web.clone(), dns("dns"), dns("dns-kept")])?),
-            ("node", self.client(&host, Some(&of_node), &[web, dns("dns"), node_port.clone()])?),
-            ("outside", self.client(&self.outside.path(), None, &[node_port])?),
+            ("pod", self.client(Some((&self.pod, &of_node)), &[web.clone(), dns("dns"), dns("dns-kept")])?),
+            ("node", self.client(Some((&host, &of_node)), &[web, dns("dns"), node_port.clone()])?),
+            // The machine of the test is another one to the node's network.
+            ("outside", self.client(None, &[node_port])?),
         ])
     }
 
-    fn client(&self, net: &Path, group: Option<&Path>, targets: &[String]) -> Result<Child> {
+    /// A client in a network namespace and a cgroup; without them in those of the test.
+    fn client(&self, place: Option<(&Path, &Path)>, targets: &[String]) -> Result<Child> {
         let mut command = Command::new(self.load);
-        command.arg("--netns").arg(net);
-        if let Some(group) = group {
-            command.arg("--cgroup").arg(group);
+        if let Some((net, group)) = place {
+            command.arg("--netns").arg(net).arg("--cgroup").arg(group);
         }
         command.args(["connections", "--seconds", &self.seconds().to_string()]);
         command.args(["--per-second", &self.args.per_second.to_string()]);
