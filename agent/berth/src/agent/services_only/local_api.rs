@@ -76,6 +76,7 @@ impl Backend for ServicesApi {
             logd: Health::good(NOT_USED),
             services: Some(self.services.get()),
             dns: None,
+            image_disk: None,
             addresses: Some(addresses),
             sources: Vec::new(),
             control_plane: Some(self.control_plane.view(listed)),
