@@ -189,16 +189,37 @@ async fn a_pull_without_progress_is_given_up_and_continued_later() {
     runtime.shutdown().await;
 }
 
-/// Starts a pull of an image of 48 MB that comes slowly, and waits until two thirds are there.
+/// How far a pull is when something dies.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// The manifest is asked for.
+    Manifest,
+    /// The first bytes of layers are there.
+    Begun,
+    /// Two thirds of the layers are there.
+    TwoThirds,
+    /// All bytes are sent, and layers are unpacked.
+    Unpacking,
+}
+
+const PHASES: [Phase; 4] = [Phase::Manifest, Phase::Begun, Phase::TwoThirds, Phase::Unpacking];
+
+/// Starts a pull of an image of 48 MB or 96 MB that comes slowly, and waits until it is in this phase.
 ///
 /// containerd writes a layer to its store in pieces of 1 MiB, so its death loses up to 3 MiB of the three layers:
 /// the image is large enough that these are less than a tenth.
 async fn under_way(
     node: &Node,
     registry: &Registry,
+    phase: Phase,
 ) -> (u64, tokio::task::JoinHandle<Result<(), String>>, Runtime) {
-    let pushed = registry.push("big", "1", &image(3, 16 << 20), Encoding::Tar).unwrap();
+    // Early, nearly all that was sent is still on its way, in containerd's pieces and in sockets.
+    let layer = if let Phase::Begun = phase { 32 << 20 } else { 16 << 20 };
+    let pushed = registry.push("big", "1", &image(3, layer), Encoding::Tar).unwrap();
     registry.set_rate(8 << 20);
+    if let Phase::Manifest = phase {
+        registry.add_fault(Fault::Stall(Part::Manifest, 0));
+    }
     let runtime = node.connect().await;
     let (pulling, name) = (runtime.clone(), registry.image("big", "1"));
     let (progress, shown) = watch::channel(PullProgress::default());
@@ -206,48 +227,62 @@ async fn under_way(
         tokio::spawn(
             async move { pulling.pull(&name, None, &progress).await.map(drop).map_err(|e| e.cause()) },
         );
-    until("two thirds are fetched", || async { registry.sent() > pushed.bytes * 2 / 3 }).await;
-    until("the progress shows it", || async { shown.borrow().fetched() > pushed.bytes / 2 }).await;
-    assert_eq!(shown.borrow().layers.len(), 3);
+    match phase {
+        Phase::Manifest => {
+            until("the manifest is asked for", || async { !registry.asked().is_empty() }).await
+        }
+        Phase::Begun => until("it begins", || async { registry.sent() > pushed.bytes / 40 }).await,
+        Phase::TwoThirds => {
+            until("two thirds are fetched", || async { registry.sent() > pushed.bytes * 2 / 3 }).await;
+            until("the progress shows it", || async { shown.borrow().fetched() > pushed.bytes / 2 }).await;
+            assert_eq!(shown.borrow().layers.len(), 3);
+        }
+        Phase::Unpacking => until("all is sent", || async { registry.sent() >= pushed.bytes }).await,
+    }
     (pushed.bytes, task, runtime)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_survives_the_death_of_containerd() {
-    let (mut node, registry) = (Node::start().await, Registry::start().unwrap());
-    let (bytes, task, runtime) = under_way(&node, &registry).await;
-    node.kill_containerd();
-    registry.heal();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    node.start_containerd().await;
-    task.await.unwrap().unwrap();
-    let sent = registry.sent();
-    eprintln!("containerd killed: {sent} bytes sent for {bytes}");
-    assert!(sent < bytes * 11 / 10, "{sent} bytes sent for {bytes}");
-    assert_eq!(leases(&node), "");
-    runtime.shutdown().await;
+    for phase in PHASES {
+        let (mut node, registry) = (Node::start().await, Registry::start().unwrap());
+        let (bytes, task, runtime) = under_way(&node, &registry, phase).await;
+        node.kill_containerd();
+        registry.heal();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.start_containerd().await;
+        task.await.unwrap().unwrap_or_else(|why| panic!("{phase:?}: {why}"));
+        let sent = registry.sent();
+        eprintln!("containerd killed, {phase:?}: {sent} bytes sent for {bytes}");
+        assert!(sent < bytes * 11 / 10, "{phase:?}: {sent} bytes sent for {bytes}");
+        assert_eq!(leases(&node), "", "{phase:?}");
+        runtime.shutdown().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_is_continued_by_the_next_agent() {
-    let (node, registry) = (Node::start().await, Registry::start().unwrap());
-    let (bytes, task, runtime) = under_way(&node, &registry).await;
-    // The agent's death cuts its calls, as the end of the task does.
-    task.abort();
-    runtime.shutdown().await;
-    drop(runtime);
-    registry.heal();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let next = node.connect().await;
-    // What nobody holds would be collected now.
-    node.ctr(&["leases", "create", "--id", "other"]);
-    node.ctr(&["leases", "delete", "--sync", "other"]);
-    pull(&next, &registry.image("big", "1"), None).await.unwrap();
-    let sent = registry.sent();
-    eprintln!("agent killed: {sent} bytes sent for {bytes}");
-    assert!(sent < bytes * 11 / 10, "{sent} bytes sent for {bytes}");
-    assert_eq!(leases(&node), "");
-    next.shutdown().await;
+    for phase in PHASES {
+        let (node, registry) = (Node::start().await, Registry::start().unwrap());
+        let (bytes, task, runtime) = under_way(&node, &registry, phase).await;
+        // The agent's death cuts its calls, as the end of the task does.
+        task.abort();
+        runtime.shutdown().await;
+        drop(runtime);
+        registry.heal();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let next = node.connect().await;
+        // What nobody holds would be collected now.
+        node.ctr(&["leases", "create", "--id", "other"]);
+        node.ctr(&["leases", "delete", "--sync", "other"]);
+        let pulled = pull(&next, &registry.image("big", "1"), None).await;
+        pulled.unwrap_or_else(|why| panic!("{phase:?}: {why:?}"));
+        let sent = registry.sent();
+        eprintln!("agent killed, {phase:?}: {sent} bytes sent for {bytes}");
+        assert!(sent < bytes * 11 / 10, "{phase:?}: {sent} bytes sent for {bytes}");
+        assert_eq!(leases(&node), "", "{phase:?}");
+        next.shutdown().await;
+    }
 }
 
 /// A registry over TLS, and its certificate as PEM.
