@@ -156,6 +156,20 @@ pub fn in_new<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
+/// Runs `work` on a thread in the network namespace of a process. Threads and programs that it starts are there too.
+///
+/// # Errors
+/// The process has ended, or its namespace cannot be entered.
+pub fn of_process<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let path = format!("/proc/{pid}/ns/net");
+    let file = File::open(&path).with_context(|| format!("open {path}"))?;
+    let inside = || -> Result<T> {
+        setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {path}"))?;
+        Ok(work())
+    };
+    thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+}
+
 /// Parses the text form of a hardware address.
 pub fn mac(text: &str) -> Option<[u8; 6]> {
     let bytes: Option<Vec<u8>> = text.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect();

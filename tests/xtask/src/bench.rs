@@ -4,6 +4,7 @@
 mod cluster;
 mod idle;
 mod pod_start;
+mod pull;
 mod service;
 mod yardstick;
 
@@ -21,16 +22,17 @@ use std::{fs, path::PathBuf, time::Duration};
 /// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Benchmark to run: pod-start, idle, service, cluster, node-api.
+    /// Benchmark to run: pod-start, idle, service, cluster, node-api, pull.
     name: String,
     /// Write the figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Rounds of pod-start (default 30), of service (default 24), of cluster (default 20) and of node-api (default 100).
+    /// Rounds of pod-start (default 30), of service (default 24), of cluster (default 20), of node-api (default 100)
+    /// and of pull (default 5).
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
     /// Run only these parts; with service: service, cni, nodeport, tables; with cluster: start, burst, idle, services;
-    /// with node-api: exec, logs, scrape.
+    /// with node-api: exec, logs, scrape; with pull: one, memory, twenty.
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// Number of pods of the burst (pod-start, cluster) and of nodes that are idle or scraped.
@@ -72,7 +74,7 @@ impl Bound {
 }
 
 /// Promised limits by figure.
-const BOUNDS: [(&str, Bound); 27] = [
+const BOUNDS: [(&str, Bound); 30] = [
     ("pod_start_p50_ratio", Bound::AtMost(2.5)),
     ("pod_stop_p50_ratio", Bound::AtMost(1.5)),
     ("burst_100_ratio", Bound::AtMost(2.5)),
@@ -100,6 +102,9 @@ const BOUNDS: [(&str, Bound); 27] = [
     ("exec_p50_ratio", Bound::AtMost(0.5)),
     ("logs_mb_s_ratio", Bound::AtLeast(1.5)),
     ("scrape_cpu_ratio", Bound::AtMost(0.2)),
+    ("pull_one_ratio", Bound::AtMost(1.05)),
+    ("pull_20_ratio", Bound::AtMost(0.6)),
+    ("pull_memory_mb", Bound::AtMost(2.0)),
 ];
 
 /// Runs a benchmark. A figure beyond its limit is printed but does not fail the run; the reader decides.
@@ -120,7 +125,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             pods: args.pods,
             only: &args.only,
         })?,
-        other => bail!("there is no bench {other}: pod-start, idle, service, cluster, node-api"),
+        "pull" => pull::run(args.rounds.unwrap_or(5), &args.only)?,
+        other => bail!("there is no bench {other}: pod-start, idle, service, cluster, node-api, pull"),
     };
     for f in &figures {
         let bound = BOUNDS.iter().find(|(name, _)| *name == f.name);

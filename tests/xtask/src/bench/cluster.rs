@@ -7,6 +7,7 @@ mod api;
 mod idle;
 pub(super) mod node_api;
 mod pods;
+pub(super) mod pulls;
 mod services;
 
 use super::Figure;

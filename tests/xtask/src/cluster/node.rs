@@ -55,6 +55,14 @@ impl Cluster {
 }
 
 impl JoinedNode {
+    /// Runs `work` in the node's network, as do the threads that it starts.
+    ///
+    /// # Errors
+    /// The node has ended.
+    pub(crate) fn in_its_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.world.in_its_network(work)
+    }
+
     /// Name of the node.
     pub(crate) fn name(&self) -> &str {
         &self.place.node

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use berth_harness::{
     cgroup,
     containerd::{record, recorded, spawn_detached, tail},
+    netns,
     process::Process,
     tools,
     wait::{self, PATIENCE},
@@ -100,6 +101,14 @@ impl World {
         command.args(["--mount", "--net", "--pid", "--uts", "--ipc", "--"]);
         command.env("PATH", tools::path_env()?);
         Ok(command)
+    }
+
+    /// Runs `work` on a thread in the network namespace.
+    ///
+    /// # Errors
+    /// The world has ended.
+    pub(super) fn in_its_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        netns::of_process(self.init.pid, work)
     }
 
     /// Runs a command to its end and returns its standard output.
