@@ -21,6 +21,7 @@ mod memory;
 mod observed;
 mod planner;
 mod remember;
+mod resize;
 mod restart;
 mod start;
 mod status;
@@ -31,6 +32,7 @@ pub use action::{Action, Failure, Payload};
 pub use learn::{Fact, learn};
 pub use memory::{Ending, HookState, Memory, PastRun, Readiness, Run, Stop, StopCause};
 pub use observed::{Exit, Observed, ObservedContainer, ObservedSandbox, RunState, SandboxState};
+pub use resize::PodResize;
 
 use crate::{
     event::Event,
@@ -129,6 +131,7 @@ pub struct Plan {
 pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Plan {
     let mut d = planner::Planner::new(desired, seen, memory.clone(), now);
     d.remember();
+    d.note_allocation();
     d.note_end(desired.end);
     let terminal = d.terminal().or_else(|| d.shut_down());
     if seen.runtime_answers {

@@ -1,88 +1,156 @@
-//! In-place resize of a pod's resources. The API server takes a new `resources` of a bound pod by the subresource
-//! `resize`, and leaves it to the node whether it is possible. This node does not resize: the pod runs on with the
-//! resources that it has, and its condition PodResizePending says Infeasible (KEP-1287; `handlePodResourcesResize`,
-//! `pkg/kubelet/allocation`).
+//! In-place resize of a pod's CPU and memory (KEP-1287). The API server takes new `resources` of a bound pod by the
+//! subresource `resize`. The node then allocates them, if they fit, and sets them on what runs (`pkg/kubelet/allocation`,
+//! `pkg/kubelet/kuberuntime`).
+//!
+//! Three values are apart:
+//! - what the API server wants: the pod of the source;
+//! - what the node has allocated: the pod that its worker runs, with [`Pod::pending_resize`] where the wanted one waits;
+//! - what is set on a run: the resources on the run's record ([`crate::plan::ObservedContainer::resources`]).
+
+mod events;
+mod order;
+mod steps;
+
+pub use events::{completed, failed, pending, started};
+pub use order::by_priority;
+pub use steps::{ContainerUpdate, PodLimits, ResizeStep, shrink_fault, steps};
 
 use crate::{
-    event::Event,
     ids::ContainerName,
-    model::{Container, Pod},
+    model::{Container, Pod, Resources},
 };
-use std::sync::Arc;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, sync::Arc};
 
-/// The message of the condition.
-pub const RESIZE_MESSAGE: &str =
-    "this node does not resize pods in place: the pod runs on with the resources that it was started with";
+/// CPU and memory of a container, or of a pod itself. 0 stands for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct CpuMemory {
+    /// Requested CPU in thousandths of a core.
+    pub cpu_request: i64,
+    /// The CPU limit in thousandths of a core.
+    pub cpu_limit: i64,
+    /// Requested memory in bytes.
+    pub memory_request: i64,
+    /// The memory limit in bytes.
+    pub memory_limit: i64,
+}
+
+impl CpuMemory {
+    /// CPU and memory of these resources.
+    pub fn of(resources: &Resources) -> CpuMemory {
+        CpuMemory {
+            cpu_request: resources.cpu_request_millis(),
+            cpu_limit: resources.cpu_limit_millis().unwrap_or(0),
+            memory_request: resources.memory_request_bytes(),
+            memory_limit: resources.memory_limit_bytes().unwrap_or(0),
+        }
+    }
+
+    /// The same CPU with the memory of `other`.
+    pub fn with_memory(self, other: &CpuMemory) -> CpuMemory {
+        CpuMemory { memory_request: other.memory_request, memory_limit: other.memory_limit, ..self }
+    }
+
+    /// The same memory with the CPU of `other`.
+    pub fn with_cpu(self, other: &CpuMemory) -> CpuMemory {
+        CpuMemory { cpu_request: other.cpu_request, cpu_limit: other.cpu_limit, ..self }
+    }
+
+    /// Whether the requested or limited CPU differs.
+    pub fn cpu_differs(&self, other: &CpuMemory) -> bool {
+        (self.cpu_request, self.cpu_limit) != (other.cpu_request, other.cpu_limit)
+    }
+
+    /// Whether the requested or limited memory differs.
+    pub fn memory_differs(&self, other: &CpuMemory) -> bool {
+        (self.memory_request, self.memory_limit) != (other.memory_request, other.memory_limit)
+    }
+}
+
+/// CPU and memory of all containers of a pod, and of the pod itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Allocation {
+    /// By the names of init and main containers.
+    pub containers: BTreeMap<ContainerName, CpuMemory>,
+    /// `spec.resources`.
+    pub pod: Option<CpuMemory>,
+}
+
+impl Allocation {
+    /// What is allocated to this pod.
+    pub fn of(pod: &Pod) -> Allocation {
+        let of = |c: &Container| (c.name.clone(), CpuMemory::of(&c.resources));
+        Allocation {
+            containers: pod.lasting_containers().map(of).collect(),
+            pod: pod.resources.as_ref().map(CpuMemory::of),
+        }
+    }
+}
+
+/// Why a wanted resize is not allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PendingReason {
+    /// It does not fit now, and is tried again.
+    Deferred,
+    /// The node cannot do it.
+    Infeasible,
+}
+
+impl PendingReason {
+    /// `reason` of the condition PodResizePending.
+    pub fn name(self) -> &'static str {
+        match self {
+            PendingReason::Deferred => "Deferred",
+            PendingReason::Infeasible => "Infeasible",
+        }
+    }
+}
+
+/// A resize that the API server wants and that the node has not allocated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingResize {
+    /// Why it waits.
+    pub reason: PendingReason,
+    /// The cause, for people.
+    pub message: String,
+    /// The generation of the spec that wants it.
+    pub generation: Option<i64>,
+}
+
+/// Whether both specs want the same CPU and memory of the same containers.
+pub fn same_resources(wanted: &Pod, allocated: &Pod) -> bool {
+    // The spec of an unsupported pod is not known.
+    wanted.unsupported.is_some()
+        || allocated.unsupported.is_some()
+        || Allocation::of(wanted) == Allocation::of(allocated)
+}
 
 /// The pod as the node runs it: `wanted`, with the resources of `allocated`, which is the same pod as the node runs it
-/// now.
-pub fn with_allocated_resources(wanted: &Arc<Pod>, allocated: &Pod) -> Arc<Pod> {
-    // The spec of such a pod is not known.
-    if wanted.unsupported.is_some() || allocated.unsupported.is_some() {
-        return Arc::clone(wanted);
-    }
-    let of = |name: &ContainerName| allocated.container(name).map(|c| &c.resources);
-    let same = |c: &Container| of(&c.name).is_none_or(|resources| *resources == c.resources);
-    if wanted.all_containers().all(same) && wanted.resources == allocated.resources {
+/// now, and with the reason why its own are not allocated.
+pub fn with_allocated_resources(
+    wanted: &Arc<Pod>,
+    allocated: &Pod,
+    pending: Option<PendingResize>,
+) -> Arc<Pod> {
+    if same_resources(wanted, allocated) {
         return Arc::clone(wanted);
     }
     let mut pod =
-        Pod { resize_infeasible: true, resources: allocated.resources.clone(), ..(**wanted).clone() };
+        Pod { pending_resize: pending, resources: allocated.resources.clone(), ..(**wanted).clone() };
     for container in pod.init_containers.iter_mut().chain(&mut pod.containers) {
-        if let Some(resources) = of(&container.name) {
-            container.resources = resources.clone();
+        if let Some(known) = allocated.container(&container.name) {
+            container.resources = known.resources.clone();
         }
     }
     Arc::new(pod)
 }
 
-/// The event about a resize that this node refuses. `before` is the pod as it was before its newest change: an event is
-/// told once for each generation of the spec.
-pub fn refused_resize(before: &Pod, pod: &Pod) -> Option<Event> {
-    let told = before.resize_infeasible && before.generation == pod.generation;
-    (pod.resize_infeasible && !told)
-        .then(|| Event::warning("ResizeInfeasible", format!("Pod resize Infeasible: {RESIZE_MESSAGE}")))
+/// Whether the node has to restart a container for this change, by the `resizePolicy` of the resources that change.
+pub fn needs_restart(container: &Container, now: &CpuMemory) -> bool {
+    let wanted = CpuMemory::of(&container.resources);
+    let policy = container.resize_policy;
+    (policy.cpu_restarts && wanted.cpu_differs(now)) || (policy.memory_restarts && wanted.memory_differs(now))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{ids::PodKey, model::Resources};
-
-    fn pod(generation: i64, cpu: &str) -> Arc<Pod> {
-        let key = PodKey { namespace: "ns".parse().unwrap(), name: "p".parse().unwrap() };
-        let requests = [("cpu".to_owned(), cpu.parse().unwrap())].into();
-        let container = Container::new("c".parse().unwrap(), "i");
-        let resources = Resources { requests, ..Resources::default() };
-        Arc::new(Pod {
-            generation: Some(generation),
-            containers: vec![Container { resources, ..container }],
-            ..Pod::new("u".parse().unwrap(), key, "n".parse().unwrap())
-        })
-    }
-
-    #[test]
-    fn a_resized_pod_keeps_its_resources_and_takes_the_rest_of_the_new_spec() {
-        let (first, resized) = (pod(1, "1"), pod(2, "2"));
-        let run = with_allocated_resources(&resized, &first);
-        assert_eq!(run.containers, first.containers);
-        assert_eq!((run.resize_infeasible, run.generation), (true, Some(2)));
-        assert!(refused_resize(&first, &run).is_some());
-        // A further change of the spec keeps the first resources, and another resize is told of again.
-        let again = with_allocated_resources(&pod(3, "3"), &run);
-        assert_eq!(again.containers, first.containers);
-        assert!(refused_resize(&run, &again).is_some());
-        assert_eq!(refused_resize(&again, &again), None);
-        // A resize that is taken back leaves nothing.
-        let back = with_allocated_resources(&pod(4, "1"), &again);
-        assert_eq!(back, pod(4, "1"));
-        assert_eq!(refused_resize(&again, &back), None);
-    }
-
-    #[test]
-    fn a_pod_that_is_not_resized_is_shared() {
-        let same = pod(2, "1");
-        assert!(Arc::ptr_eq(&with_allocated_resources(&same, &pod(1, "1")), &same));
-        assert_eq!(refused_resize(&pod(1, "1"), &same), None);
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ pub use api_status::ApiStatus;
 
 use crate::{
     ids::{ContainerId, ContainerName},
-    model::QosClass,
+    model::{QosClass, Resources},
     time::{Boottime, Wall},
 };
 use serde::{Deserialize, Serialize};
@@ -135,11 +135,13 @@ pub enum ConditionType {
     DisruptionTarget,
     /// The node has not carried out a resize of the pod. The condition is absent where there is none.
     PodResizePending,
+    /// The node sets a resize that it has allocated.
+    PodResizeInProgress,
 }
 
 impl ConditionType {
     /// Every type, in the order of the declaration.
-    pub const ALL: [ConditionType; 7] = [
+    pub const ALL: [ConditionType; 8] = [
         ConditionType::PodReadyToStartContainers,
         ConditionType::Initialized,
         ConditionType::Ready,
@@ -147,6 +149,7 @@ impl ConditionType {
         ConditionType::PodScheduled,
         ConditionType::DisruptionTarget,
         ConditionType::PodResizePending,
+        ConditionType::PodResizeInProgress,
     ];
 
     /// `type` of the condition.
@@ -159,6 +162,7 @@ impl ConditionType {
             ConditionType::PodScheduled => "PodScheduled",
             ConditionType::DisruptionTarget => "DisruptionTarget",
             ConditionType::PodResizePending => "PodResizePending",
+            ConditionType::PodResizeInProgress => "PodResizeInProgress",
         }
     }
 }
@@ -196,8 +200,11 @@ pub struct Condition {
     pub reason: Option<String>,
     /// `message`.
     pub message: Option<String>,
-    /// `lastTransitionTime`: when `status` last changed.
+    /// `lastTransitionTime`: when `status` last changed; of a resize, when `reason` did.
     pub since: Wall,
+    /// `observedGeneration`, where it is not the status's own.
+    #[serde(default)]
+    pub generation: Option<i64>,
 }
 
 /// `user.linux`: whom a container's first process runs as.
@@ -232,6 +239,9 @@ pub struct ContainerStatus {
     pub state: ContainerState,
     /// `lastState`.
     pub last_state: Option<Terminated>,
+    /// `resources` of a run, as they are set on it; `None` where they are the allocated ones.
+    #[serde(default)]
+    pub resources: Option<Resources>,
     /// `user`, where a run of it is known.
     #[serde(default)]
     pub user: Option<ContainerUser>,

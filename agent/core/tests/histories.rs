@@ -58,6 +58,7 @@ fn no_history_breaks_a_promise() {
         ("sandbox losses", sum.sandbox_losses),
         ("outages", sum.outages),
         ("ephemeral containers", sum.debugged),
+        ("resizes", sum.resized),
         ("ready", sum.ready),
         ("finished", sum.finished),
         ("terminal", sum.terminal),

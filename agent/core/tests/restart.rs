@@ -24,6 +24,7 @@ fn running(desired: &Desired) -> (Observed, ContainerId) {
         sandbox_attempt: SandboxAttempt(0),
         image_id: String::new(),
         user: None,
+        resources: None,
         state: RunState::Running { started_at: now(90).wall },
         task: true,
     };

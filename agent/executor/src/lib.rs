@@ -21,6 +21,7 @@ mod probe;
 mod pull_credentials;
 mod pull_records;
 mod pulls;
+mod resize;
 mod sandbox;
 mod service_lister;
 mod slots;

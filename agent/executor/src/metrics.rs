@@ -119,6 +119,7 @@ pub(crate) fn operation(action: &Action) -> Option<&'static str> {
         Action::Signal { .. } | Action::Kill { .. } => "stop_container",
         Action::Remove { .. } => "remove_container",
         Action::TeardownSandbox(_) => "stop_podsandbox",
+        Action::ResizePod(_) => "update_container",
         Action::RemovePod => "remove_podsandbox",
         _ => return None,
     })

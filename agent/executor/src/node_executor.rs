@@ -227,6 +227,7 @@ impl NodeExecutor {
             Action::TeardownSandbox(sandbox_attempt) => {
                 self.teardown_sandbox(&context.pod, sandbox_attempt).await
             }
+            Action::ResizePod(resize) => Ok(self.resize_pod(context, resize.0).await),
             Action::UnmountVolumes => self.unmount_volumes(context).await,
             Action::RemovePod => self.remove_pod(&context.pod).await,
         }

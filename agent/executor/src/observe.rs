@@ -4,7 +4,7 @@ use crate::{NodeExecutor, metrics, start::exit_of};
 use berth_core::{
     error::Chain,
     ids::{ContainerId, PodUid},
-    model::Pod,
+    model::{Pod, Resources},
     plan::{Exit, Failure, ObservedContainer, RunState},
     status::ContainerUser,
     time::Boottime,
@@ -114,6 +114,7 @@ impl NodeExecutor {
                 c.id.clone(),
                 ObservedContainer {
                     user: stored_user(&c),
+                    resources: stored_resources(&c),
                     container: c.container,
                     attempt: c.attempt,
                     sandbox_attempt: c.sandbox_attempt,
@@ -148,6 +149,18 @@ fn oom_killed(dirs: &[PathBuf]) -> bool {
 /// User and groups of a container. Records of an earlier build lack them.
 fn stored_user(c: &FoundContainer) -> Option<ContainerUser> {
     ContainerUser::deserialize(c.extension.get("user")?).ok()
+}
+
+/// The resources that are set on a container; those of its creation in a record of an earlier build.
+fn stored_resources(c: &FoundContainer) -> Option<Resources> {
+    let of_pod = || {
+        let lists = ["containers", "init_containers"]
+            .into_iter()
+            .filter_map(|list| c.extension["pod"][list].as_array());
+        let own = lists.flatten().find(|own| own["name"] == c.container.as_str())?;
+        own.get("resources")
+    };
+    Resources::deserialize(c.extension.get("resources").or_else(of_pod)?).ok()
 }
 
 fn stored_pod(c: &FoundContainer) -> Option<Arc<Pod>> {

@@ -9,7 +9,7 @@ use berth_core::{
     error::Chain,
     event::Event,
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
-    model::{Container, Pod},
+    model::{Container, Pod, Resources},
     plan::{Exit, Failure, ObservedContainer, RunState},
     status::ContainerUser,
     sync::lock,
@@ -45,13 +45,16 @@ struct NewRun {
     id: ContainerId,
     image_id: String,
     user: Option<ContainerUser>,
+    resources: Resources,
 }
 
 impl NewRun {
     /// The change that shows the run in this state.
     fn change(self, state: RunState, task: bool, process: Option<NodeProcess>) -> ObservedChange {
-        let NewRun { container, attempt, sandbox_attempt, id, image_id, user } = self;
-        let run = ObservedContainer { container, attempt, sandbox_attempt, image_id, user, state, task };
+        let NewRun { container, attempt, sandbox_attempt, id, image_id, user, resources } = self;
+        let resources = Some(resources);
+        let run =
+            ObservedContainer { container, attempt, sandbox_attempt, image_id, user, resources, state, task };
         ObservedChange::Container(id, Box::new(run), process)
     }
 
@@ -159,7 +162,8 @@ impl NodeExecutor {
         steps.lap("spec");
 
         let image_id = image.image_id.clone();
-        let run = NewRun { container, attempt, sandbox_attempt, id, image_id, user };
+        let resources = spec.resources.clone();
+        let run = NewRun { container, attempt, sandbox_attempt, id, image_id, user, resources };
         let request = StartRequest {
             id: run.id.clone(),
             pod: pod.uid.clone(),
@@ -169,7 +173,9 @@ impl NodeExecutor {
             sandbox_attempt,
             image,
             spec: oci,
-            extension: serde_json::json!({ "pod": extension, "stopSignal": stop, "user": run.user }),
+            extension: serde_json::json!({
+                "pod": extension, "stopSignal": stop, "user": run.user, "resources": run.resources,
+            }),
             stdio: stdio(fifos, tty),
             shim_group: pod.uid.to_string(),
         };

@@ -4,7 +4,7 @@
 use berth_core::{
     event::Event,
     ids::{ContainerId, ContainerName, PodUid},
-    model::{Objects, Pod, Probe},
+    model::{Objects, Pod, Probe, Resources},
     plan::{Action, Exit, Fact, Failure, Observed, ObservedContainer, ObservedSandbox, RunState},
     probe::ProbeResult,
     time::{Boottime, Now},
@@ -65,6 +65,8 @@ pub enum ObservedChange {
     Recorded(ContainerId, Exit),
     /// A container's task is deleted.
     Reaped(ContainerId),
+    /// Other resources are set on a container and its record.
+    Resized(ContainerId, Resources),
     /// A container's record is deleted.
     Removed(ContainerId),
 }
@@ -93,6 +95,11 @@ impl ObservedChange {
             ObservedChange::Reaped(id) => {
                 if let Some(c) = seen.containers.get_mut(&id) {
                     c.task = false;
+                }
+            }
+            ObservedChange::Resized(id, resources) => {
+                if let Some(c) = seen.containers.get_mut(&id) {
+                    c.resources = Some(resources);
                 }
             }
             ObservedChange::Removed(id) => {

@@ -17,6 +17,7 @@ mod cleanup;
 mod inputs;
 mod labels;
 mod reconcile;
+mod resizes;
 mod start;
 
 pub use inputs::{DesiredSet, FoundPod, NodeEvent};
@@ -30,7 +31,7 @@ use berth_core::{
     model::Pod,
     plan::{Desired, Failure, Memory},
     status::{Phase, PodStatus},
-    time::Boottime,
+    time::{Boottime, Wall},
 };
 use cleanup::CleanupState;
 use labels::LabelMatches;
@@ -40,7 +41,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::{Id, JoinError, JoinSet},
 };
 
@@ -71,7 +72,7 @@ pub struct ManagerConfig<H, R> {
 struct WorkerHandle {
     /// Desired state as its source gave it last.
     wanted: Desired,
-    /// Desired state that was last sent to the worker: `wanted`, with the resources that the pod was started with.
+    /// Desired state that was last sent to the worker: `wanted`, with the resources that are allocated to the pod.
     desired: Desired,
     /// The worker's mailbox. `None` while the pod waits for its restart.
     mailbox: Option<mpsc::UnboundedSender<WorkerMessage>>,
@@ -100,6 +101,8 @@ enum ManagerTask {
     RestartDelay(PodUid),
     /// Sleeps until the labels of the node are looked at again.
     LabelWait,
+    /// Sleeps until pending resizes are tried again.
+    ResizeRetry,
     /// Lists the orphans of pods that the manager does not know.
     ListOrphans,
     CleanupPod(PodUid),
@@ -144,6 +147,12 @@ struct Manager<H, R> {
     /// source lets them go, so that the next agent does not give them one either.
     done: BTreeSet<PodUid>,
     panics: HashMap<PodUid, u32>,
+    /// Pods that want other resources than are allocated to them, each with the time since when.
+    resizes: BTreeMap<PodUid, Wall>,
+    /// The next try of pending resizes is scheduled.
+    resize_retry: bool,
+    /// Told by workers whose pod has ended: what it had is free.
+    freed: Arc<Notify>,
     labels: LabelMatches,
     /// Wanted pods that are reported as waiting, each with its reason.
     shown_waiting: BTreeMap<PodUid, WaitReason>,
@@ -183,6 +192,9 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
         unreadable: BTreeSet::new(),
         done: BTreeSet::new(),
         panics: HashMap::new(),
+        resizes: BTreeMap::new(),
+        resize_retry: false,
+        freed: Arc::default(),
         labels: LabelMatches::default(),
         shown_waiting: BTreeMap::new(),
         runtime_answers: false,
@@ -191,6 +203,7 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
         agent_start,
     };
     m.reconcile();
+    let freed = Arc::clone(&m.freed);
     let mut source_lives = true;
     loop {
         let changed = tokio::select! {
@@ -206,6 +219,7 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
                 None => return,
             },
             Some(ended) = m.tasks.join_next_with_id() => m.ended(ended),
+            () = freed.notified() => !m.resizes.is_empty(),
             _ = &mut stop => return,
         };
         if changed {
@@ -289,6 +303,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             (Some(ManagerTask::Worker(uid)), Err(panic)) => self.schedule_restart(uid, &panic),
             (Some(ManagerTask::RestartDelay(uid)), _) => self.restart(&uid),
             (Some(ManagerTask::LabelWait), _) => self.labels.waits = false,
+            (Some(ManagerTask::ResizeRetry), _) => self.resize_retry = false,
             (Some(task), outcome) => self.cleanup_ended(task, outcome),
             (None, _) => return false,
         }

@@ -58,6 +58,7 @@ impl PodCache {
             ObservedChange::Container(id, ..)
             | ObservedChange::Recorded(id, _)
             | ObservedChange::Reaped(id)
+            | ObservedChange::Resized(id, _)
             | ObservedChange::Removed(id) => Some(id.clone()),
         };
         let removed = matches!(change, ObservedChange::Removed(_));

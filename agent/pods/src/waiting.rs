@@ -80,7 +80,7 @@ pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: WaitReason, n
         let default = if kind == ConditionType::PodScheduled { Truth::True } else { default };
         let (status, since) =
             memory.and_then(|m| m.conditions.get(&kind)).copied().unwrap_or((default, now.wall));
-        Condition { kind, status, reason: None, message: None, since }
+        Condition { kind, status, reason: None, message: None, since, generation: None }
     });
     let status = PodStatus {
         start_time: memory.and_then(|m| m.start_time),
@@ -139,6 +139,7 @@ fn container(c: &Container, memory: Option<&Memory>, default: Truth, now: Now) -
         state: started_at
             .map_or_else(unknown, |t| ContainerState::Running { started_at: since(now.boottime.since(t)) }),
         last_state: None,
+        resources: None,
         user: None,
     }
 }

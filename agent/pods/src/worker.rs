@@ -46,7 +46,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::{Id, JoinError, JoinSet},
 };
 
@@ -111,6 +111,8 @@ struct Worker<H, R> {
     counted: metrics::Counted,
     /// Status that was published last. The manager reads it for admission.
     published: watch::Sender<Option<Arc<PodStatus>>>,
+    /// Told when the pod has ended.
+    freed: Arc<Notify>,
     /// `gone` and `reclaimed` of the last report.
     last_ends: (bool, bool),
     /// A report of the observed pod was published, not only the remembered status.
@@ -159,6 +161,7 @@ pub(crate) async fn run<H: Executor, R: Reports>(
         begun: Instant::now(),
         counted: metrics::Counted::default(),
         published: config.published,
+        freed: config.freed,
         last_ends: (false, false),
         published_observed: false,
         logged_events: BTreeSet::new(),

@@ -35,6 +35,7 @@ mod start;
 mod stop;
 mod stream;
 mod tree;
+mod update;
 mod wire;
 
 pub use error::{Answer, Error, Kind};

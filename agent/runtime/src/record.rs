@@ -23,6 +23,9 @@ const EXT_EXIT: &str = "berth.dev/exit";
 /// The update path of the exit record.
 pub(crate) const PATH_EXIT: &str = "extensions.berth.dev/exit";
 
+/// The update path of the container's document.
+pub(crate) const PATH_CONTAINER: &str = "extensions.berth.dev/container";
+
 const TYPE_CONTAINER: &str = "berth.dev/v1/Container";
 const TYPE_SHIM: &str = "berth.dev/v1/Shim";
 const TYPE_EXIT: &str = "berth.dev/v1/Exit";
@@ -107,6 +110,21 @@ pub(crate) fn extensions(
         all.insert(EXT_SHIM.to_owned(), encode("shim mark", id, TYPE_SHIM, shim)?);
     }
     Ok(all)
+}
+
+/// The container's document of these extensions, with other members of the caller's data.
+pub(crate) fn with_extension(
+    id: &ContainerId,
+    extensions: &HashMap<String, Any>,
+    members: &[(&str, serde_json::Value)],
+) -> Result<HashMap<String, Any>, Error> {
+    let Some(mut mark) = decode::<Mark>("mark", id.as_str(), extensions, EXT_CONTAINER)? else {
+        return Ok(HashMap::new());
+    };
+    if let Some(data) = mark.extension.as_object_mut() {
+        data.extend(members.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+    }
+    Ok(HashMap::from([(EXT_CONTAINER.to_owned(), encode("mark", id, TYPE_CONTAINER, &mark)?)]))
 }
 
 /// The extension that stores an exit.

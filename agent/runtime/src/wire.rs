@@ -34,6 +34,9 @@ pub(crate) const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-s
 /// The type of an OCI process as containerd registers it: JSON.
 pub(crate) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
+/// The type of the resources of an OCI spec as containerd registers it: JSON.
+pub(crate) const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+
 impl RuncOptions {
     pub(crate) fn to_any(&self) -> Any {
         Any { type_url: OPTIONS_TYPE.to_owned(), value: prost::Message::encode_to_vec(self) }

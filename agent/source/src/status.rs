@@ -9,7 +9,7 @@ use berth_core::{
 };
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 /// The pod's object with its status. `raw` is the object that the source kept.
 pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node: &NodeInfo) -> Value {
@@ -35,7 +35,7 @@ pub fn pod_status(pod: &Pod, status: &PodStatus, node: &NodeInfo) -> Value {
     // A pod that the node rejected has neither conditions nor addresses.
     if !status.conditions.is_empty() {
         addresses(&mut s, ("hostIP", "hostIPs"), node_ips);
-        resources(&mut s, &pod.total());
+        resources(&mut s, &pod.total(), &set_on(pod, status).total());
     }
     addresses(&mut s, ("podIP", "podIPs"), own_ips);
     let generation = status.observed_generation;
@@ -62,6 +62,19 @@ pub fn pod_status(pod: &Pod, status: &PodStatus, node: &NodeInfo) -> Value {
     };
     s.insert("qosClass".to_owned(), qos.into());
     s.into()
+}
+
+/// The pod with the resources that are set on its runs.
+fn set_on<'p>(pod: &'p Pod, status: &PodStatus) -> Cow<'p, Pod> {
+    let mut set = Cow::Borrowed(pod);
+    for (name, resources) in status.all_containers().filter_map(|c| Some((&c.name, c.resources.as_ref()?))) {
+        let pod = set.to_mut();
+        let mut all = pod.init_containers.iter_mut().chain(&mut pod.containers);
+        if let Some(container) = all.find(|c| &c.name == name) {
+            container.resources = resources.clone();
+        }
+    }
+    set
 }
 
 /// RFC 3339 in whole seconds, UTC, the form of `metav1.Time`; `None` outside the years 0 to 9999.
@@ -101,7 +114,7 @@ fn condition(c: &Condition, generation: Option<i64>) -> Value {
     map.insert("lastTransitionTime".to_owned(), time(c.since).unwrap_or(Value::Null));
     put(&mut map, "reason", c.reason.clone().map(Value::from));
     put(&mut map, "message", c.message.clone().map(Value::from));
-    put(&mut map, "observedGeneration", generation.map(Value::from));
+    put(&mut map, "observedGeneration", c.generation.or(generation).map(Value::from));
     map.into()
 }
 
@@ -132,15 +145,16 @@ fn container(c: &ContainerStatus, spec: Option<&Container>, node: &NodeInfo) -> 
         map.insert("user".to_owned(), json!({ "linux": linux }));
     }
     if let Some(spec) = spec {
-        from_spec(&mut map, spec, c.id.is_some(), node);
+        from_spec(&mut map, spec, c, node);
     }
     map.into()
 }
 
-/// Adds the fields that the kubelet repeats from the spec. Resources are left out for a container that never ran.
-fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool, node: &NodeInfo) {
-    if has_run {
-        resources(map, &spec.resources);
+/// Adds the fields that the kubelet repeats from the spec. Resources are left out for a container that never ran; those of
+/// a run are the ones that are set on it.
+fn from_spec(map: &mut Map<String, Value>, spec: &Container, status: &ContainerStatus, node: &NodeInfo) {
+    if status.id.is_some() {
+        resources(map, &spec.resources, status.resources.as_ref().unwrap_or(&spec.resources));
     }
     let mounts: Vec<Value> = spec
         .mounts
@@ -170,19 +184,19 @@ fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool, node
     }
 }
 
-/// `resources`, and `allocatedResources` where anything is requested.
-fn resources(map: &mut Map<String, Value>, of: &Resources) {
+/// `resources` as they are set, and `allocatedResources` where anything is requested.
+fn resources(map: &mut Map<String, Value>, allocated: &Resources, set: &Resources) {
     let list = |list: &ResourceList| -> Map<String, Value> {
         list.iter().map(|(name, amount)| (name.clone(), amount.canonical().into())).collect()
     };
     let mut both = Map::new();
-    for (side, amounts) in [("limits", &of.limits), ("requests", &of.requests)] {
+    for (side, amounts) in [("limits", &set.limits), ("requests", &set.requests)] {
         if !amounts.is_empty() {
             both.insert(side.to_owned(), list(amounts).into());
         }
     }
-    if !of.requests.is_empty() {
-        map.insert("allocatedResources".to_owned(), list(&of.requests).into());
+    if !allocated.requests.is_empty() {
+        map.insert("allocatedResources".to_owned(), list(&allocated.requests).into());
     }
     map.insert("resources".to_owned(), both.into());
 }

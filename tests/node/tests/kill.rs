@@ -253,7 +253,17 @@ fn at_failpoint(node: &mut TestNode, point: &str, kind: &str, n: usize) -> Resul
     };
     let while_ending =
         ["PreStop", "Signal", "Kill", "TeardownSandbox", "UnmountVolumes", "RemovePod"].contains(&kind);
-    if while_ending || kind == "EnsurePause" {
+    // A pod with a UID of its own stays the same pod when its resources change.
+    let resize = kind == "ResizePod";
+    let manifest = |cpu: &str| {
+        let text = exercise(&name)
+            .replace(&format!("{{name: {name}}}"), &format!("{{name: {name}, uid: {name}-1}}"));
+        text.replacen("    image:", &format!("    resources: {{requests: {{cpu: {cpu}}}}}\n    image:"), 3)
+    };
+    if resize {
+        apply(node, &name, &manifest("10m"))?;
+        node.pod("works", &full, PATIENCE, works)?;
+    } else if while_ending || kind == "EnsurePause" {
         apply(node, &name, &exercise(&name))?;
         node.pod("works", &full, PATIENCE, works)?;
     }
@@ -268,6 +278,8 @@ fn at_failpoint(node: &mut TestNode, point: &str, kind: &str, n: usize) -> Resul
         cgroup::pauses(&node.cgroup).get(&uid).context("the pod has no pause")?.kill()?;
     } else if while_ending {
         node.remove(&file)?;
+    } else if resize {
+        apply(node, &name, &manifest("20m"))?;
     } else {
         apply(node, &name, &exercise(&name))?;
     }

@@ -220,6 +220,84 @@ fn commands_of_probes_and_hooks_run_in_a_container_with_a_seccomp_filter() {
     });
 }
 
+/// A file of the group that a process has for this controller.
+fn group_file(process: Process, controller: &str, file: &str) -> anyhow::Result<String> {
+    let own = fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
+    let line =
+        own.lines().find(|l| l.split(':').nth(1).is_some_and(|c| c.split(',').any(|c| c == controller)));
+    let path =
+        line.and_then(|l| l.splitn(3, ':').nth(2)).with_context(|| format!("no {controller} group"))?;
+    let root =
+        cgroup::hierarchies().into_iter().find(|h| h.join(path.trim_start_matches('/')).join(file).exists());
+    let root = root.with_context(|| format!("no {file} at {path}"))?;
+    Ok(fs::read_to_string(root.join(path.trim_start_matches('/')).join(file))?.trim().to_owned())
+}
+
+/// Limits of a process's group: CPU quota in microseconds per 100 ms, and memory in MiB.
+fn limits_of(process: Process) -> anyhow::Result<(i64, u64)> {
+    let v1 = fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?.lines().count() > 1;
+    let (quota, memory) = if v1 {
+        (
+            group_file(process, "cpu", "cpu.cfs_quota_us")?,
+            group_file(process, "memory", "memory.limit_in_bytes")?,
+        )
+    } else {
+        (group_file(process, "", "cpu.max")?.replace(" 100000", ""), group_file(process, "", "memory.max")?)
+    };
+    Ok((quota.parse()?, memory.parse::<u64>()? >> 20))
+}
+
+#[test]
+fn a_resize_reaches_the_kernel_and_the_record_without_a_restart() {
+    on_a_node(Build::Plain, |node| {
+        let sized = |cpu: u32, memory: u32| {
+            let resources = |name: &str, more: &str| {
+                let extra = format!("resources: {{limits: {{cpu: {cpu}m, memory: {memory}Mi}}}}\n{more}");
+                container(name, "exec sleep infinity", &extra)
+            };
+            let again =
+                resources("again", "resizePolicy: [{resourceName: memory, restartPolicy: RestartContainer}]");
+            let text = pod("sized", "", &format!("{}{again}", resources("main", "")));
+            text.replace("{name: sized}", "{name: sized, uid: sized-1}")
+        };
+        let shown = |p: &Pod, name: &str| {
+            let of = &p.container(name)["resources"]["limits"];
+            (of["cpu"].as_str().map(str::to_owned), of["memory"].as_str().map(str::to_owned))
+        };
+        apply(node, "sized", &sized(200, 64))?;
+        let first = node.ready("default/sized")?;
+        let process = |p: &Pod, name: &str| p.processes().get(name).copied().context("no process");
+        let main = process(&first, "main")?;
+        ensure!(limits_of(main)? == (20_000, 64));
+        for (cpu, memory, restarts) in [(300, 96, 1), (100, 48, 2)] {
+            apply(node, "sized", &sized(cpu, memory))?;
+            let wanted = (Some(format!("{cpu}m")), Some(format!("{memory}Mi")));
+            let now = node.pod("is resized", "default/sized", PATIENCE, |p| {
+                p.ready()
+                    && p.restarts("again") == restarts
+                    && shown(p, "main") == wanted
+                    && p.condition("PodResizeInProgress") != "True"
+            })?;
+            let set = (i64::from(cpu) * 100, u64::from(memory));
+            ensure!(process(&now, "main")? == main && now.restarts("main") == 0);
+            ensure!(limits_of(main)? == set, "{:?}", limits_of(main)?);
+            ensure!(limits_of(process(&now, "again")?)? == set);
+        }
+        // The next agent finds the resources on the records.
+        let again = process(&node.ready("default/sized")?, "again")?;
+        node.kill_agent()?;
+        node.start_agent()?;
+        let after = node.ready("default/sized")?;
+        ensure!(shown(&after, "main") == (Some("100m".into()), Some("48Mi".into())));
+        ensure!(process(&after, "main")? == main && process(&after, "again")? == again);
+        // More is in use than this: the limits stay, and the condition says why.
+        apply(node, "sized", &sized(100, 0).replace("memory: 0Mi", "memory: 8Ki"))?;
+        node.pod("says why", "default/sized", PATIENCE, |p| p.condition("PodResizeInProgress") == "True")?;
+        ensure!(limits_of(main)? == (10_000, 48));
+        Ok(())
+    });
+}
+
 #[test]
 fn limits_reach_the_kernel_and_too_much_memory_ends_a_container() {
     on_a_node(Build::Plain, |node| {
@@ -234,19 +312,7 @@ fn limits_reach_the_kernel_and_too_much_memory_ends_a_container() {
         let limited = node.ready("default/limited")?;
         let process = *limited.processes().get("main").context("no process")?;
         let own = fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
-        let read = |controller: &str, file: &str| -> anyhow::Result<String> {
-            let line = own
-                .lines()
-                .find(|l| l.split(':').nth(1).is_some_and(|c| c.split(',').any(|c| c == controller)));
-            let path = line
-                .and_then(|l| l.splitn(3, ':').nth(2))
-                .with_context(|| format!("no {controller} group"))?;
-            let root = cgroup::hierarchies()
-                .into_iter()
-                .find(|h| h.join(path.trim_start_matches('/')).join(file).exists());
-            let root = root.with_context(|| format!("no {file} at {path}"))?;
-            Ok(fs::read_to_string(root.join(path.trim_start_matches('/')).join(file))?.trim().to_owned())
-        };
+        let read = |controller: &str, file: &str| group_file(process, controller, file);
         if own.lines().count() > 1 {
             ensure!(read("memory", "memory.limit_in_bytes")? == (32 << 20).to_string());
             ensure!(read("cpu", "cpu.shares")? == "256");

@@ -12,6 +12,7 @@ use berth_core::{
     event::{EventRecord, Involved},
     ids::PodUid,
     model::{NodeInfo, Origin, Pod},
+    resources::pod_requests,
     status::{ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Truth},
     sync::lock,
     time::{Boottime, Wall},
@@ -280,7 +281,10 @@ impl Reports for StatusManager {
         let mut pods = self.entries();
         let before = pods.remove(&uid);
         let was_active = before.as_ref().is_some_and(|b| active(&b.report));
-        let changed = was_active != active(&report);
+        // The classes' cgroups have the sums of the requests.
+        let resized =
+            before.as_ref().is_some_and(|b| pod_requests(&b.report.pod) != pod_requests(&report.pod));
+        let changed = was_active != active(&report) || resized;
         let endpoints = before.as_ref().is_none_or(|b| may_change_endpoints(&b.report, &report));
         let seen = match &before {
             // The same Arcs tell Services that nothing changed.

@@ -1,6 +1,6 @@
 //! Specification of a container of a pod.
 
-use super::{ContainerSecurity, Probe, Resources, VolumeMount};
+use super::{ContainerSecurity, Probe, ResizePolicy, Resources, VolumeMount};
 use crate::ids::ContainerName;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -29,6 +29,9 @@ pub struct Container {
     pub ports: Vec<ContainerPort>,
     /// `resources`.
     pub resources: Resources,
+    /// `resizePolicy`.
+    #[serde(default)]
+    pub resize_policy: ResizePolicy,
     /// `volumeMounts`, in order.
     pub mounts: Vec<VolumeMount>,
     /// `livenessProbe`.
@@ -80,6 +83,7 @@ impl Container {
             env: Vec::new(),
             ports: Vec::new(),
             resources: Resources::default(),
+            resize_policy: ResizePolicy::default(),
             mounts: Vec::new(),
             liveness: None,
             readiness: None,

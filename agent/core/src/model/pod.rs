@@ -3,6 +3,7 @@
 use super::{Container, NodeSelectorTerm, PodSecurity, Resources, Toleration, Volume};
 use crate::{
     ids::{NodeName, PodKey, PodUid},
+    resize::PendingResize,
     time::Wall,
 };
 use serde::{Deserialize, Serialize};
@@ -87,10 +88,10 @@ pub struct Pod {
     /// its containers.
     #[serde(default)]
     pub unsupported: Option<String>,
-    /// The spec of the API server asks for other resources than those above, with which the pod runs: the node does not
-    /// resize pods in place ([`mod@crate::resize`]).
+    /// The spec of the API server wants other resources than those above, which are the allocated ones, and why they are
+    /// not allocated ([`mod@crate::resize`]).
     #[serde(default)]
-    pub resize_infeasible: bool,
+    pub pending_resize: Option<PendingResize>,
 }
 
 impl Pod {
@@ -130,7 +131,7 @@ impl Pod {
             readiness_gates: Vec::new(),
             image_pull_secrets: Vec::new(),
             unsupported: None,
-            resize_infeasible: false,
+            pending_resize: None,
         }
     }
 

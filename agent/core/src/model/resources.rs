@@ -18,6 +18,15 @@ pub struct Resources {
     pub limits: ResourceList,
 }
 
+/// `resizePolicy` of a container: whether a change of a resource restarts it. Neither does by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ResizePolicy {
+    /// CPU: `RestartContainer`.
+    pub cpu_restarts: bool,
+    /// Memory: `RestartContainer`.
+    pub memory_restarts: bool,
+}
+
 impl Resources {
     /// Requested CPU in thousandths of a core, 0 where none is requested.
     pub fn cpu_request_millis(&self) -> i64 {

@@ -1,6 +1,6 @@
 //! The effects that a plan can ask the executor for.
 
-use super::Exit;
+use super::{Exit, PodResize};
 use crate::ids::{Attempt, ContainerId, ContainerName, SandboxAttempt};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -118,6 +118,9 @@ pub enum Action {
     },
     /// End pause, then release the network, then unpin the namespaces. Each step may already be done.
     TeardownSandbox(SandboxAttempt),
+    /// Set other resources on the pod's cgroup and on its running containers. What is set is a payload: a resize that
+    /// changes while it waits for its next try is the same action.
+    ResizePod(Payload<PodResize>),
     /// Unmount every volume and remove the pod's directory.
     UnmountVolumes,
     /// Remove the pod's cgroup, its output files and its stored memory.
@@ -141,13 +144,14 @@ impl Action {
             Action::Reap { .. } => "Reap",
             Action::Remove { .. } => "Remove",
             Action::TeardownSandbox(_) => "TeardownSandbox",
+            Action::ResizePod(_) => "ResizePod",
             Action::UnmountVolumes => "UnmountVolumes",
             Action::RemovePod => "RemovePod",
         }
     }
 
     /// The names of all kinds, for test suites that go through each of them.
-    pub const KINDS: [&'static str; 15] = [
+    pub const KINDS: [&'static str; 16] = [
         "MountVolumes",
         "MakeSandbox",
         "EnsurePause",
@@ -161,9 +165,15 @@ impl Action {
         "Reap",
         "Remove",
         "TeardownSandbox",
+        "ResizePod",
         "UnmountVolumes",
         "RemovePod",
     ];
+
+    /// A resize of the pod, for comparison: what it sets does not count.
+    pub(super) fn resize() -> Action {
+        Action::ResizePod(Payload(PodResize::default()))
+    }
 
     /// The run that the action concerns, if any.
     pub fn run(&self) -> Option<&ContainerId> {

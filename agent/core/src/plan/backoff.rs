@@ -46,7 +46,7 @@ pub(super) fn after_failure(action: &Action, failures: u32) -> Duration {
         Action::MountVolumes => (500, 122_000),
         Action::EnsureImage(_) => (10_000, 300_000),
         Action::MakeSandbox(_) | Action::EnsurePause(_) => (1_000, 15_000),
-        Action::Start { .. } => (10_000, 10_000),
+        Action::Start { .. } | Action::ResizePod(_) => (10_000, 10_000),
         Action::Signal { .. } | Action::Kill { .. } => (200, 5_000),
         _ => (200, 60_000),
     };

@@ -3,13 +3,14 @@
 use super::{
     Action, Failure, HookState, Memory, Readiness, Run, StopCause,
     backoff::after_failure,
-    memory::{Retry, Stop},
+    memory::{Resize, Retry, Stop},
 };
 use crate::{
     event::Event,
     ids::{ContainerId, ContainerName},
     image::go_duration,
     model::{Container, Pod, ProbeKind, RestartPolicy},
+    resize,
     time::Now,
 };
 use std::time::Duration;
@@ -179,6 +180,7 @@ fn succeeded(pod: &Pod, memory: &mut Memory, action: &Action, now: Now, events: 
                 stop.signal_sent = true;
             }
         }
+        Action::ResizePod(resize) => memory.cgroup = Some(resize.0.allocation.clone()),
         Action::RemovePod => memory.removed = true,
         _ => {}
     }
@@ -240,6 +242,16 @@ fn failed(
                 stop.killed = None;
             }
         }
+        Action::ResizePod(_) => {
+            let (generation, since) = (pod.generation, now.wall);
+            let resize = memory.resize.get_or_insert(Resize { generation, error: None, since });
+            if resize.error.as_ref() != Some(&failure.message) {
+                if resize.error.replace(failure.message.clone()).is_none() {
+                    resize.since = since;
+                }
+                events.push(resize::failed(pod, resize.generation, &failure.message));
+            }
+        }
         // The image was removed since it was found.
         Action::Start { container, .. } if failure.reason == "ImageInspectError" => {
             if let Some(container) = memory.containers.get_mut(container) {
@@ -289,6 +301,8 @@ fn push_failure_events(
             events.extend(present(pod, memory, container));
             events.push(Event::warning("Failed", format!("Error: {message}")).of(container));
         }
+        // Told where the failure is new.
+        Action::ResizePod(_) => {}
         Action::MakeSandbox(_) if reason == "FailedCreatePodSandBox" => {
             events.push(Event::warning(reason, format!("Failed to create pod sandbox: {message}")));
         }

@@ -4,6 +4,7 @@
 use super::{Action, Failure, backoff::CrashBackoff};
 use crate::{
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
+    resize::{Allocation, PendingReason},
     status::{ConditionType, ContainerStatus, Phase, Terminated, Truth},
     time::{Boottime, Wall},
 };
@@ -59,6 +60,18 @@ pub struct Memory {
     /// Failed actions, each with the cause and the time from which it may be tried again.
     #[serde(with = "retries")]
     pub retries: BTreeMap<Action, Retry>,
+    /// The allocation of the last decision. Another one begins a resize.
+    #[serde(default)]
+    pub allocated: Option<Allocation>,
+    /// The allocation that is set on the pod's cgroup.
+    #[serde(default)]
+    pub cgroup: Option<Allocation>,
+    /// The resize in progress.
+    #[serde(default)]
+    pub resize: Option<Resize>,
+    /// Why a resize is pending, and since when for that reason.
+    #[serde(default)]
+    pub resize_pending: Option<(PendingReason, Wall)>,
     /// The last status of each condition and the time of its last transition.
     pub conditions: BTreeMap<ConditionType, (Truth, Wall)>,
 }
@@ -69,6 +82,17 @@ impl Memory {
         let message = format!("Pod was rejected: {}", why.message);
         Memory { failed: Some(Failure { message, ..why }), rejected: true, ..Memory::default() }
     }
+}
+
+/// A resize in progress: its resources are allocated, and not yet set on all that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resize {
+    /// The generation of the spec that began it.
+    pub generation: Option<i64>,
+    /// Why the resources could not be set, at the last try.
+    pub error: Option<String>,
+    /// Since when there is no error, or one.
+    pub since: Wall,
 }
 
 /// A required end: of the pod, or at shutdown of all that runs of it.
@@ -224,6 +248,8 @@ pub enum StopCause {
     SandboxLost,
     /// The pod now names another image for the container.
     Changed,
+    /// The container has other resources now, which by its policy it gets by a restart.
+    Resized,
 }
 
 impl Run {

@@ -3,6 +3,7 @@
 use super::Action;
 use crate::{
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
+    model::Resources,
     status::{ContainerUser, Terminated},
     time::Wall,
 };
@@ -59,6 +60,7 @@ impl Observed {
             | Action::EnsureImage(_)
             | Action::PostStart { .. }
             | Action::PreStop { .. }
+            | Action::ResizePod(_)
             | Action::RemovePod => {}
         }
     }
@@ -104,6 +106,9 @@ pub struct ObservedContainer {
     /// The user that the run was started as. None in records of an earlier build.
     #[serde(default)]
     pub user: Option<ContainerUser>,
+    /// The resources that are set on the run. None in records of an earlier build.
+    #[serde(default)]
+    pub resources: Option<Resources>,
     /// The run's state.
     pub state: RunState,
     /// Whether containerd still holds a task that must be reaped.

@@ -90,6 +90,7 @@ impl Planner<'_> {
             Action::EnsureImage(_)
             | Action::PostStart { .. }
             | Action::PreStop { .. }
+            | Action::ResizePod(_)
             | Action::RemovePod => true,
         });
     }

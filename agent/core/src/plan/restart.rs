@@ -26,7 +26,7 @@ impl Planner<'_> {
             self.mem(container).and_then(|m| m.attempt) > self.seen.containers.get(id).map(|c| c.attempt);
         match (self.role(container), self.pod.restart_policy) {
             (ContainerRole::Ephemeral, _) => false,
-            _ if begun || stop == Some(StopCause::Changed) => true,
+            _ if begun || matches!(stop, Some(StopCause::Changed | StopCause::Resized)) => true,
             (ContainerRole::Sidecar, _) => true,
             (_, RestartPolicy::Never) => false,
             (ContainerRole::Init, _) => !exit.init_done(),
@@ -75,7 +75,12 @@ impl Planner<'_> {
 
     fn killed_by_node(&self, container: &ContainerName, id: &ContainerId) -> bool {
         let stop = self.run(container).filter(|r| &r.id == id).and_then(|r| r.stop.as_ref());
-        stop.is_some_and(|s| matches!(s.cause, StopCause::Liveness | StopCause::Startup | StopCause::Changed))
+        stop.is_some_and(|s| {
+            matches!(
+                s.cause,
+                StopCause::Liveness | StopCause::Startup | StopCause::Changed | StopCause::Resized
+            )
+        })
     }
 
     /// The crash back-off of a container; the initial one where the pod now names another image.

@@ -11,6 +11,7 @@ use crate::{
     event::Event,
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::Container,
+    resize::Allocation,
     time::Boottime,
 };
 use std::time::Duration;
@@ -34,6 +35,8 @@ impl Planner<'_> {
         }
         self.ensure_sandbox();
         let pod = self.pod;
+        // A container that restarts for its resources begins to stop with the others below.
+        self.sync_resize();
         // Running containers come first, whatever the other containers wait for.
         for spec in pod.all_containers() {
             self.sync_running(spec);
@@ -73,6 +76,7 @@ impl Planner<'_> {
                         ));
                     }
                     self.memory.sandbox_attempt = Some(sandbox_attempt);
+                    self.memory.cgroup = Some(Allocation::of(self.pod));
                 }
             }
             Some(s) if s.state == SandboxState::NoPause => {
@@ -302,7 +306,7 @@ impl Planner<'_> {
             self.note_pull_back_off(spec);
             return false;
         }
-        if self.unknown_of_env(spec).is_some() {
+        if self.unknown_of_env(spec).is_some() || self.waits_for_resize() {
             return false;
         }
         let Some(sandbox_attempt) = self.ready_sandbox().filter(|attempt| self.volumes_ready(*attempt))

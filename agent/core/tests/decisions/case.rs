@@ -132,6 +132,15 @@ impl Case {
                 let state = SandboxState::Ready;
                 self.seen.sandbox = Some(ObservedSandbox { sandbox_attempt: *sandbox_attempt, state, ips });
             }
+            Action::ResizePod(resize) => {
+                for update in &resize.0.updates {
+                    let pod = &self.desired.pod;
+                    let wanted =
+                        pod.container(&update.container).expect("as the case has it").resources.clone();
+                    self.seen.containers.get_mut(&update.id).expect("as the case has it").resources =
+                        Some(wanted);
+                }
+            }
             Action::TeardownSandbox(_) => self.seen.sandbox = None,
             Action::Start { container, attempt, sandbox_attempt, id } => {
                 let run = ObservedContainer {
@@ -140,6 +149,7 @@ impl Case {
                     sandbox_attempt: *sandbox_attempt,
                     image_id: String::new(),
                     user: None,
+                    resources: self.desired.pod.container(container).map(|c| c.resources.clone()),
                     state: RunState::Running { started_at: self.now.wall },
                     task: true,
                 };

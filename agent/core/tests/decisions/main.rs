@@ -3,6 +3,7 @@
 mod case;
 mod ephemeral;
 mod past;
+mod resize;
 mod starts;
 mod status;
 mod stops;

@@ -49,6 +49,7 @@ fn a_stray_that_does_not_die_is_killed_again_at_a_pace() {
         sandbox_attempt: SandboxAttempt(0),
         image_id: String::new(),
         user: None,
+        resources: None,
         state: RunState::Running { started_at: case.now.wall },
         task: true,
     };

@@ -5,6 +5,7 @@ use berth_core::{
     ids::{ContainerId, ContainerName, SandboxAttempt},
     model::RestartPolicy,
     plan::*,
+    resize::Allocation,
     status::{ConditionType, ContainerState, Phase, PodStatus, Truth},
 };
 
@@ -192,6 +193,28 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Checks that a resize is set on all that runs, and is told to be over.
+    fn check_resized(&self, status: &PodStatus) -> Result<(), String> {
+        if status.condition(ConditionType::PodResizeInProgress).is_some() {
+            return Err("a resize never ends".to_owned());
+        }
+        let pod = &self.desired.pod;
+        for c in self.truth.containers.values().filter(|c| matches!(c.state, RunState::Running { .. })) {
+            let Some(spec) = pod.containers.iter().find(|spec| spec.name == c.container) else { continue };
+            if c.resources.as_ref() != Some(&spec.resources) {
+                return Err(format!(
+                    "{} runs with {:?} and not with {:?}",
+                    spec.name, c.resources, spec.resources
+                ));
+            }
+        }
+        // Without its memory the agent takes the cgroup for one that is up to date.
+        if !self.lost_memory && self.truth_cgroup != Some(Allocation::of(pod)) {
+            return Err(format!("the pod's cgroup is left at {:?}", self.truth_cgroup));
+        }
+        Ok(())
+    }
+
     pub(super) fn check_nothing_left(&self) -> Result<(), String> {
         let t = &self.truth;
         if t.sandbox.is_some() || t.volumes_present || !t.containers.is_empty() {
@@ -227,6 +250,7 @@ impl World<'_> {
                 Ok(())
             }
             Phase::Running => {
+                self.check_resized(&p.status)?;
                 let ready = p.status.containers.iter().all(|c| {
                     c.ready == Truth::True
                         || matches!(c.state, berth_core::status::ContainerState::Terminated(_))

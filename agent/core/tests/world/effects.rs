@@ -22,6 +22,7 @@ impl World<'_> {
                 }
             }
             Action::MakeSandbox(i) => {
+                self.truth_cgroup = self.sandbox_with.clone();
                 if self.truth.sandbox.is_some() {
                     return Err(format!("sandbox {i} made beside {:?}", self.truth.sandbox));
                 }
@@ -74,6 +75,16 @@ impl World<'_> {
                 }
                 self.truth.containers.remove(id);
             }
+            Action::ResizePod(resize) => {
+                let resize = resize.0.clone();
+                self.truth_cgroup = Some(resize.allocation);
+                for update in resize.updates {
+                    let wanted = self.allocations.get(&update.wanted).cloned();
+                    if let Some(c) = self.truth.containers.get_mut(&update.id) {
+                        c.resources = wanted;
+                    }
+                }
+            }
             Action::RemovePod => self.check_nothing_left()?,
         }
         Ok(())
@@ -91,6 +102,13 @@ impl World<'_> {
                     ips: Vec::new(),
                 });
             }
+            Action::ResizePod(resize) => {
+                let first = resize.0.updates.first();
+                let wanted = first.and_then(|u| self.allocations.get(&u.wanted).cloned());
+                if let Some(c) = first.and_then(|u| self.truth.containers.get_mut(&u.id)) {
+                    c.resources = wanted;
+                }
+            }
             Action::TeardownSandbox(_) => {
                 if let Some(s) = &mut self.truth.sandbox {
                     s.state = SandboxState::Broken;
@@ -103,6 +121,7 @@ impl World<'_> {
                     sandbox_attempt: *sandbox_attempt,
                     image_id: String::new(),
                     user: None,
+                    resources: None,
                     state: RunState::NotStarted,
                     task: false,
                 });
@@ -120,12 +139,15 @@ impl World<'_> {
     ) -> Result<(), String> {
         self.check_start(&self.truth, container, sandbox_attempt, id)?;
         let started_at = self.now.wall;
+        // An action has the pod of the decision that began it.
+        let begun_with = self.begun_with.get(id).cloned();
         self.truth.containers.entry(id.clone()).or_insert_with(|| ObservedContainer {
             container: container.clone(),
             attempt,
             sandbox_attempt,
             image_id: "sha256:1".into(),
             user: None,
+            resources: begun_with,
             state: RunState::Running { started_at },
             task: true,
         });
@@ -133,6 +155,7 @@ impl World<'_> {
             && c.state == RunState::NotStarted
         {
             c.state = RunState::Running { started_at };
+            c.resources = self.begun_with.get(id).cloned();
             c.task = true;
         }
         Ok(())

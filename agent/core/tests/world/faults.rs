@@ -2,8 +2,9 @@
 
 use super::{Agent, Rng, World};
 use berth_core::{
-    model::Container,
+    model::{Container, Resources},
     plan::*,
+    resize::CpuMemory,
     status::{ApiStatus, Condition, PodStatus},
     time::{Boottime, Wall},
 };
@@ -30,7 +31,7 @@ impl World<'_> {
             90 => {
                 self.note(|| "memory is lost".into());
                 self.tally.memory_losses += 1;
-                self.forgotten = true;
+                (self.forgotten, self.lost_memory) = (true, true);
                 let told = self.last_status.clone();
                 self.agent_dies(rng)?;
                 if rng.below(2) == 0 {
@@ -53,13 +54,40 @@ impl World<'_> {
                 self.all_condemned = true;
             }
             97 => self.task_vanishes(rng),
-            98 => self.debugged(rng),
+            98 => match rng.below(2) {
+                0 => self.debugged(rng),
+                _ => self.resized(rng),
+            },
             _ if self.observation_due => self.observe(),
             _ => {
                 learn(&self.desired.pod, &mut self.agent.memory, Fact::InputsChanged, self.now);
             }
         }
         Ok(())
+    }
+
+    /// The node allocates other resources to a container. Some restart for it.
+    fn resized(&mut self, rng: &mut Rng) {
+        let pod = Arc::make_mut(&mut self.desired.pod);
+        let millis = 100 + 100 * rng.below(4);
+        let Ok(cpu) = format!("{millis}m").parse() else { return };
+        let resources = Resources { requests: [("cpu".to_owned(), cpu)].into(), ..Resources::default() };
+        let restarts = rng.below(3) == 0;
+        let some = rng.below(u64::try_from(pod.containers.len()).unwrap_or(1));
+        let Some(c) = pod.containers.get_mut(usize::try_from(some).unwrap_or(0)) else { return };
+        c.resize_policy.cpu_restarts = restarts;
+        c.resources = resources.clone();
+        let name = c.name.clone();
+        self.allocations.insert(CpuMemory::of(&resources), resources);
+        if restarts {
+            let runs = self.truth.containers.iter().filter(|(_, c)| c.container == name);
+            self.condemned.extend(runs.map(|(id, _)| id.clone()));
+            let begun = self.pending.iter().filter(|a| a.container() == Some(&name)).filter_map(Action::run);
+            self.condemned.extend(begun.cloned());
+        }
+        self.tally.resized += 1;
+        self.note(|| format!("{name} is resized to {millis}m, by a restart: {restarts}"));
+        learn(&self.desired.pod, &mut self.agent.memory, Fact::InputsChanged, self.now);
     }
 
     /// The API server adds an ephemeral container to the pod.
@@ -181,7 +209,7 @@ impl World<'_> {
         self.note(|| "the node reboots".into());
         self.pending.clear();
         self.last_status = None;
-        self.forgotten = true;
+        (self.forgotten, self.lost_memory) = (true, true);
         self.now.boottime = Boottime(Duration::from_secs(20));
         self.truth.sandbox = None;
         self.truth.volumes_mounted = false;

@@ -12,7 +12,9 @@ pub use tally::Tally;
 
 use berth_core::{
     ids::{ContainerId, ContainerName, SandboxAttempt},
+    model::Resources,
     plan::*,
+    resize::{Allocation, CpuMemory},
     status::{PodStatus, Truth},
     time::{Boottime, Now, Wall},
 };
@@ -51,6 +53,14 @@ pub struct World<'t> {
     pub(crate) unready: BTreeSet<ContainerId>,
     /// Runs whose readiness probe has succeeded.
     pub(crate) was_ready: BTreeSet<ContainerId>,
+    /// The resources of each allocation so far, and those of the pod when a run began.
+    allocations: BTreeMap<CpuMemory, Resources>,
+    begun_with: BTreeMap<ContainerId, Resources>,
+    /// The allocation when the sandbox was begun, and the one that is set on the pod's cgroup.
+    sandbox_with: Option<Allocation>,
+    truth_cgroup: Option<Allocation>,
+    /// The agent's memory was lost at least once.
+    lost_memory: bool,
     pub(crate) finished_inits: BTreeSet<(SandboxAttempt, ContainerName)>,
     pub(crate) calm: bool,
     log: String,
@@ -77,6 +87,11 @@ impl<'t> World<'t> {
             all_condemned: false,
             unready: BTreeSet::new(),
             was_ready: BTreeSet::new(),
+            allocations: BTreeMap::from([(CpuMemory::default(), Resources::default())]),
+            begun_with: BTreeMap::new(),
+            sandbox_with: None,
+            truth_cgroup: None,
+            lost_memory: false,
             finished_inits: BTreeSet::new(),
             calm: false,
             log: String::new(),
@@ -145,7 +160,13 @@ impl<'t> World<'t> {
             if self.pending.contains(&a) {
                 return Err(format!("{a:?} emitted while in flight"));
             }
-            if let Action::Start { attempt, .. } = &a {
+            if let Action::MakeSandbox(_) = &a {
+                self.sandbox_with = Some(Allocation::of(&self.desired.pod));
+            }
+            if let Action::Start { attempt, container, id, .. } = &a {
+                let spec = self.desired.pod.container(container);
+                let resources = spec.map(|c| c.resources.clone()).unwrap_or_default();
+                self.begun_with.insert(id.clone(), resources);
                 self.tally.starts += 1;
                 self.tally.restarts += u64::from(attempt.0 > 0);
             }
@@ -260,6 +281,15 @@ impl<'t> World<'t> {
                 Some(c) => drop(seen.containers.insert(id.clone(), c.clone())),
                 None => drop(seen.containers.remove(id)),
             },
+            Action::ResizePod(resize) => {
+                for update in &resize.0.updates {
+                    if let (Some(c), Some(now)) =
+                        (seen.containers.get_mut(&update.id), truth.containers.get(&update.id))
+                    {
+                        c.resources = now.resources.clone();
+                    }
+                }
+            }
             // The end of the process is reported by an event.
             Action::Signal { .. }
             | Action::Kill { .. }

@@ -13,6 +13,7 @@ pub struct Tally {
     pub sandbox_losses: u64,
     pub outages: u64,
     pub debugged: u64,
+    pub resized: u64,
     pub ready: u64,
     pub finished: u64,
     pub terminal: u64,
@@ -30,6 +31,7 @@ impl Tally {
         self.sandbox_losses += o.sandbox_losses;
         self.outages += o.outages;
         self.debugged += o.debugged;
+        self.resized += o.resized;
         self.ready += o.ready;
         self.finished += o.finished;
         self.terminal += o.terminal;

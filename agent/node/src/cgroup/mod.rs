@@ -10,6 +10,7 @@
 mod hierarchy;
 mod limits;
 mod remove;
+mod resize;
 #[cfg(test)]
 mod tests;
 

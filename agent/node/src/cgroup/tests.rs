@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::testing::{container, pod, resources};
-use berth_core::ids::NodeName;
+use berth_core::{ids::NodeName, resize::PodLimits};
 use std::{
     collections::BTreeMap,
     fs,
@@ -123,6 +123,39 @@ fn a_pod_gets_its_numbers_in_every_hierarchy_and_leaves_nothing() {
     real.tree.remove_all().unwrap();
     assert!(real.dirs("").iter().all(|d| !d.exists()), "the common group goes too");
     real.tree.remove_all().unwrap();
+}
+
+#[test]
+fn a_pods_limits_are_read_and_changed_while_it_runs() {
+    let real = Real::new();
+    let p = burstable("u-1");
+    real.tree.create_pod(&p, None).unwrap();
+    let limits =
+        |shares, quota, memory| PodLimits { cpu_shares: shares, cpu_quota: quota, memory_limit: memory };
+    assert_eq!(real.tree.pod_limits(&p, 0).unwrap(), limits(256, Some(50_000), Some(64 << 20)));
+    real.tree.set_pod_memory(&p, 128 << 20).unwrap();
+    real.tree.set_pod_quota(&p, 70_000).unwrap();
+    real.tree.set_pod_shares(&p, 512).unwrap();
+    assert_eq!(real.tree.pod_limits(&p, 0).unwrap(), limits(512, Some(70_000), Some(128 << 20)));
+    assert!(real.tree.memory_usage(&real.tree.pod_cgroup(&p)).is_some_and(|bytes| bytes < 128 << 20));
+    assert_eq!(real.tree.memory_usage("/kubepods/nothing"), None);
+    let free = crate::testing::pod("u-2", vec![], vec![container("cpu=1", "")]);
+    real.tree.create_pod(&free, None).unwrap();
+    assert_eq!(real.tree.pod_limits(&free, 0).unwrap(), limits(1024, None, None));
+    real.tree.remove_all().unwrap();
+    assert!(real.tree.pod_limits(&p, 0).is_err());
+
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, at) = fake_v2(dir.path(), &["cpu", "memory"]);
+    tree.create_pod(&p, None).unwrap();
+    assert_eq!(tree.pod_limits(&p, 256).unwrap(), limits(256, Some(50_000), Some(64 << 20)));
+    tree.set_pod_shares(&p, 1024).unwrap();
+    fs::write(at["pod"].join("memory.max"), "max\n").unwrap();
+    fs::write(at["pod"].join("cpu.max"), "max 100000\n").unwrap();
+    let found = tree.pod_limits(&p, 256).unwrap();
+    assert!(found.cpu_shares > 256 && found.cpu_quota.is_none() && found.memory_limit.is_none(), "{found:?}");
+    fs::write(at["pod"].join("memory.current"), "4096\n").unwrap();
+    assert_eq!(tree.memory_usage(&tree.pod_cgroup(&p)), Some(4096));
 }
 
 #[test]

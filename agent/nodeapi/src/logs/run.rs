@@ -91,6 +91,7 @@ mod tests {
             state,
             last_state,
             user: None,
+            resources: None,
         };
         match id(&status, previous) {
             Ok((id, before)) => format!("{}-{before}", &id.to_string()[..1]),

@@ -285,6 +285,7 @@ fn pod_with(state: ContainerState) -> PodState {
         state,
         last_state: None,
         user: None,
+        resources: None,
     });
     PodState { pod: Arc::new(pod), status: Arc::new(status) }
 }

@@ -110,7 +110,13 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             }
             (ManagerTask::CleanupWait, _) => self.cleanup = CleanupState::Due,
             (ManagerTask::ListOrphans, _) => self.cleanup_later(CLEANUP_RETRY),
-            (ManagerTask::Worker(_) | ManagerTask::RestartDelay(_) | ManagerTask::LabelWait, _) => {}
+            (
+                ManagerTask::Worker(_)
+                | ManagerTask::RestartDelay(_)
+                | ManagerTask::LabelWait
+                | ManagerTask::ResizeRetry,
+                _,
+            ) => {}
         }
     }
 }

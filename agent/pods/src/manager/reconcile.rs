@@ -12,7 +12,6 @@ use berth_core::{
     ids::PodUid,
     model::{Origin, Pod},
     plan::{Desired, Memory, Observed, plan},
-    resize::{refused_resize, with_allocated_resources},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +28,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.adopt();
         self.end_unwanted();
         self.start_wanted();
+        self.allocate_resizes();
         self.show_waiting();
         self.cleanup_orphans();
     }
@@ -120,12 +120,12 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                 live.told = true;
                 if live.wanted != *wanted {
                     live.wanted = wanted.clone();
-                    let pod = with_allocated_resources(&wanted.pod, &live.desired.pod);
-                    let refused = refused_resize(&live.desired.pod, &pod);
-                    let allocated = Desired { pod, ..wanted.clone() };
-                    live.desired = allocated.clone();
                     live.unwanted = false;
-                    self.report_event(&allocated.pod, refused);
+                    let before = Arc::clone(&live.desired.pod);
+                    let allocated = self.allocated(wanted, &before);
+                    if let Some(live) = self.workers.get_mut(uid) {
+                        live.desired = allocated.clone();
+                    }
                     self.references.put(&wanted.pod);
                     self.names.take(&wanted.pod.key, uid);
                     // The pod may name an object that it did not name before.

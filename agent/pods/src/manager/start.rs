@@ -9,8 +9,7 @@ use crate::{
 use berth_core::{
     event::{Event, EventRecord, Involved},
     model::Pod,
-    plan::{Desired, Ending, Memory},
-    resize::{refused_resize, with_allocated_resources},
+    plan::{Desired, Ending, Memory, Observed},
     unsupported::unsupported,
 };
 use std::{sync::Arc, time::Duration};
@@ -25,7 +24,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     pub(super) fn start(&mut self, wanted: Desired, unwanted: bool) {
         let uid = wanted.pod.uid.clone();
         let stored = self.stored.remove(&uid);
-        let desired = self.allocate(&wanted, stored.as_ref().map(|(pod, _)| &**pod));
+        let desired = self.allocated_before(&wanted, stored.as_ref().map(|(pod, _)| &**pod));
         let pod = Arc::clone(&desired.pod);
         let clocks = self.executor.now();
         let now = clocks.boottime;
@@ -81,6 +80,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             store: self.store.clone(),
             agent_start: self.agent_start,
             published: publisher,
+            freed: Arc::clone(&self.freed),
         };
         self.spawn(ManagerTask::Worker(uid.clone()), async move {
             worker::run(config, mailbox).await;
@@ -91,12 +91,15 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             .insert(uid, WorkerHandle { wanted, desired, mailbox, unwanted, told, rejected, published });
     }
 
-    /// The wanted pod with the resources that it was started with, where an agent started it before.
-    fn allocate(&self, wanted: &Desired, stored: Option<&Pod>) -> Desired {
-        let Some(stored) = stored else { return wanted.clone() };
-        let pod = with_allocated_resources(&wanted.pod, stored);
-        self.report_event(&pod, refused_resize(stored, &pod));
-        Desired { pod, ..wanted.clone() }
+    /// The wanted pod with the resources that an earlier agent has allocated to it: by the stored pod, or after a reboot by
+    /// the records of its containers.
+    fn allocated_before(&mut self, wanted: &Desired, stored: Option<&Pod>) -> Desired {
+        if let Some(stored) = stored {
+            return self.allocated(wanted, stored);
+        }
+        let Some(found) = self.found.get(&wanted.pod.uid) else { return wanted.clone() };
+        let recorded = recorded_resources(&wanted.pod, &found.snapshot.seen);
+        self.allocated(wanted, &recorded)
     }
 
     /// Reports an event about a pod, where there is one.
@@ -111,9 +114,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     /// source wants do not count against the node, as in the kubelet, which forgets pods that its sources
     /// remove (`HandlePodRemoves`).
     fn rejection(&self, pod: &Arc<Pod>) -> Option<Memory> {
-        let wanted = self.workers.iter().filter(|(uid, _)| self.desired.pods.contains_key(*uid));
-        let counted = wanted.filter(|(_, worker)| worker.uses_resources());
-        let others: Vec<Arc<Pod>> = counted.map(|(_, worker)| Arc::clone(&worker.desired.pod)).collect();
+        let others = self.counted_pods(&pod.uid);
         let why = self.executor.admit(pod, &others).err()?;
         tracing::warn!(pod = %pod.key, uid = %pod.uid, reason = why.reason, why = why.message, "pod rejected");
         self.report_event(pod, Some(Event::warning(&why.reason, why.message.clone())));
@@ -125,4 +126,17 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             self.report_event(pod, Some(event));
         }
     }
+}
+
+/// The pod with the resources on the newest record of each of its containers.
+fn recorded_resources(pod: &Pod, seen: &Observed) -> Pod {
+    let mut pod = pod.clone();
+    for container in pod.init_containers.iter_mut().chain(&mut pod.containers) {
+        let runs = seen.containers.values().filter(|run| run.container == container.name);
+        let newest = runs.max_by_key(|run| (run.attempt, run.sandbox_attempt));
+        if let Some(resources) = newest.and_then(|run| run.resources.as_ref()) {
+            container.resources = resources.clone();
+        }
+    }
+    pod
 }

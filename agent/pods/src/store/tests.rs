@@ -50,6 +50,7 @@ fn carry_out(action: &Action, seen: &mut Observed, at: Wall) {
                 sandbox_attempt,
                 image_id: "i".into(),
                 user: None,
+                resources: None,
                 state,
                 task: true,
             };

@@ -9,7 +9,7 @@ use berth_core::{
     time::Boottime,
 };
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// A message from the manager to a worker.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ pub(crate) struct WorkerConfig<H, R> {
     pub(crate) agent_start: Boottime,
     /// Status that the worker published last; `None` before the first report.
     pub(crate) published: watch::Sender<Option<Arc<PodStatus>>>,
+    /// Told when the pod has ended: its resources are free.
+    pub(crate) freed: Arc<Notify>,
 }
 
 /// A worker's first knowledge of its pod.

@@ -118,6 +118,8 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         if same && self.published_observed {
             return;
         }
+        let ended = |s: &PodStatus| matches!(s.phase, Phase::Succeeded | Phase::Failed);
+        let frees = ended(&status) && !last.as_deref().is_some_and(ended);
         let was_ready = last.is_some_and(|s| s.is_ready());
         if was_ready != status.is_ready() {
             tracing::info!(pod = %self.desired.pod.key, ready = status.is_ready(), "readiness");
@@ -125,6 +127,9 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         let status = Arc::new(status);
         self.published.send_replace(Some(Arc::clone(&status)));
         self.last_ends = (gone, reclaimed);
+        if frees {
+            self.freed.notify_one();
+        }
         self.published_observed = true;
         self.reports.pod(PodReport {
             pod: Arc::clone(&self.desired.pod),

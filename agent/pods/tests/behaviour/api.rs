@@ -367,47 +367,92 @@ async fn an_agent_that_starts_without_the_api_server_keeps_the_newest_image_of_a
     assert_eq!((node.starts(&new.uid, "c").len(), node.starts(&new.uid, "d").len()), (2, 1));
 }
 
+/// The pod `name`, whose container requests this much CPU, in this generation of its spec.
+fn sized(name: &str, generation: i64, cpu: &str) -> Pod {
+    let requests = [("cpu".to_owned(), cpu.parse().unwrap())].into();
+    let resources = Resources { requests, ..Resources::default() };
+    Pod {
+        origin: Origin::Cluster,
+        generation: Some(generation),
+        ..pod(name, vec![Container { resources, ..container("c") }])
+    }
+}
+
+fn put(agent: &Agent, pod: &Pod) {
+    agent.want(|d| drop(d.pods.insert(pod.uid.clone(), pod.clone().into())));
+}
+
+/// The resources of the pod's container, as its run has them.
+fn runs_with(node: &Node, uid: &PodUid) -> Option<Resources> {
+    let state = node.lock();
+    let (_, seen) = state.pods.get(uid)?;
+    seen.containers.values().next()?.resources.clone()
+}
+
+fn resizes(agent: &Agent, uid: &PodUid) -> Vec<String> {
+    agent.reports.reasons(uid).into_iter().filter(|r| r.starts_with("Resize")).collect()
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_resized_pod_runs_on_with_its_resources_and_says_so_once() {
+async fn a_resize_that_fits_is_set_on_the_running_container_and_told() {
     let (_dir, store) = store();
     let node = Node::new();
-    let of = |generation: i64, cpu: &str| {
-        let requests = [("cpu".to_owned(), cpu.parse().unwrap())].into();
-        let resources = Resources { requests, ..Resources::default() };
-        Pod {
-            origin: Origin::Cluster,
-            generation: Some(generation),
-            ..pod("a", vec![Container { resources, ..container("c") }])
-        }
-    };
-    let (first, resized) = (of(1, "1"), of(2, "2"));
+    let (first, resized) = (sized("a", 1, "1"), sized("a", 2, "2"));
     let uid = &first.uid;
-    let put = |agent: &Agent, pod: &Pod| {
-        agent.want(|d| drop(d.pods.insert(pod.uid.clone(), pod.clone().into())));
-    };
-    let pending = |agent: &Agent| {
-        let status = agent.reports.report(uid).status;
-        status.condition(ConditionType::PodResizePending).and_then(|c| c.reason.clone())
-    };
-    let told =
-        |agent: &Agent| agent.reports.reasons(uid).into_iter().filter(|r| r == "ResizeInfeasible").count();
-
     let agent = Agent::start(&node, &store, wanted([first.clone()])).await;
     agent.ready(uid).await;
-    assert_eq!(pending(&agent), None);
     put(&agent, &resized);
-    node.until("refused", |_| pending(&agent).as_deref() == Some("Infeasible")).await;
-    assert_eq!(agent.reports.report(uid).pod.containers, first.containers);
-    assert_eq!(agent.reports.report(uid).status.observed_generation, Some(2));
-    assert_eq!(told(&agent), 1);
+    let wanted_now = Some(resized.containers[0].resources.clone());
+    node.until("resized", |_| resizes(&agent, uid).len() == 2).await;
+    assert_eq!(runs_with(&node, uid), wanted_now);
+    assert_eq!(resizes(&agent, uid), ["ResizeStarted", "ResizeCompleted"]);
+    let status = agent.reports.report(uid).status;
+    assert_eq!((status.observed_generation, status.is_ready()), (Some(2), true));
+    assert_eq!(status.condition(ConditionType::PodResizeInProgress), None);
     agent.kill().await;
-    // The next agent knows what the pod was started with.
     let agent = Agent::start(&node, &store, wanted([resized.clone()])).await;
     agent.ready(uid).await;
-    assert_eq!(pending(&agent).as_deref(), Some("Infeasible"));
+    assert!(resizes(&agent, uid).is_empty(), "an earlier agent told of it");
+    assert_eq!(node.starts(uid, "c").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resize_that_does_not_fit_waits_until_another_pod_has_ended() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let cpus = [("cpu".to_owned(), "3".parse().unwrap())].into();
+    node.lock().allocatable = cpus;
+    let (first, other, resized) = (sized("a", 1, "1"), sized("b", 1, "1"), sized("a", 2, "2500m"));
+    let uid = &first.uid;
+    let pending = |agent: &Agent| {
+        let status = agent.reports.report(uid).status;
+        let condition = status.condition(ConditionType::PodResizePending)?.clone();
+        Some((condition.reason?, condition.message?, condition.generation?))
+    };
+    let agent = Agent::start(&node, &store, wanted([first.clone(), other.clone()])).await;
+    agent.ready(uid).await;
+    agent.ready(&other.uid).await;
+    put(&agent, &resized);
+    node.until("deferred", |_| pending(&agent).is_some()).await;
+    let text = "Node didn't have enough resource: cpu, requested: 2500m, used: 1000m, capacity: 3000m";
+    let deferred = Some(("Deferred".to_owned(), text.to_owned(), 2));
+    assert_eq!(pending(&agent), deferred);
     assert_eq!(agent.reports.report(uid).pod.containers, first.containers);
-    assert_eq!(told(&agent), 0, "an earlier agent told of it");
-    put(&agent, &of(3, "1"));
+    assert_eq!(resizes(&agent, uid), ["ResizeDeferred"]);
+    agent.kill().await;
+    // The next agent knows what is allocated, and that the resize was told of.
+    let agent = Agent::start(&node, &store, wanted([resized.clone(), other.clone()])).await;
+    agent.ready(uid).await;
+    assert_eq!((pending(&agent), resizes(&agent, uid).len()), (deferred, 0));
+    assert_eq!(agent.reports.report(uid).pod.containers, first.containers);
+    agent.want(|d| drop(d.pods.remove(&other.uid)));
+    node.until("resized", |_| resizes(&agent, uid).len() == 2).await;
+    assert_eq!(pending(&agent), None);
+    assert_eq!(runs_with(&node, uid), Some(resized.containers[0].resources.clone()));
+    // A resize that is taken back before it is allocated leaves nothing.
+    put(&agent, &sized("a", 3, "10"));
+    node.until("deferred", |_| pending(&agent).is_some()).await;
+    put(&agent, &sized("a", 4, "2500m"));
     node.until("taken back", |_| pending(&agent).is_none()).await;
     assert_eq!(node.starts(uid, "c").len(), 1);
 }

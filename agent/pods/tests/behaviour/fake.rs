@@ -11,7 +11,7 @@ pub use agent::{Agent, everywhere, memory_files, store, wanted};
 use berth_core::{
     admit::admit,
     ids::{ContainerId, ContainerName, PodUid},
-    model::{NodeInfo, NodeLabels, Pod, Probe},
+    model::{NodeInfo, NodeLabels, Pod, Probe, ResourceList},
     plan::{Action, Exit, Failure, Observed, ObservedContainer, RunState},
     probe::ProbeResult,
     sync::lock,
@@ -72,6 +72,8 @@ pub struct State {
     pub unsure: BTreeSet<ContainerId>,
     /// The labels of the node.
     pub labels: NodeLabels,
+    /// What the node has for pods; a resource that is not named has no limit.
+    pub allocatable: ResourceList,
     /// Containers of which the kernel counts an OOM kill.
     pub oom_killed: BTreeSet<ContainerId>,
     /// Containers whose command does not exist.
@@ -306,8 +308,11 @@ impl Executor for Node {
     }
 
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
-        let labels = self.lock().labels.clone();
-        let node = NodeInfo { labels, ..NodeInfo::new("n".parse().unwrap()) };
+        let (labels, allocatable) = {
+            let state = self.lock();
+            (state.labels.clone(), state.allocatable.clone())
+        };
+        let node = NodeInfo { labels, allocatable, ..NodeInfo::new("n".parse().unwrap()) };
         admit(&node, others.iter().map(Arc::as_ref), pod)
     }
 

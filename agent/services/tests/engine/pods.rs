@@ -101,6 +101,7 @@ fn a_ready_pods_device_has_its_program_before_the_pod_is_an_endpoint() {
         reason: None,
         message: None,
         since: Wall(0),
+        generation: None,
     });
     world.state().pods.insert(uid("p"), Some(seen));
     world.state().networks.insert(uid("p"), network(1, 100));

@@ -46,6 +46,7 @@ fn container(status: &Value) -> Option<ContainerStatus> {
         restart_count: status["restartCount"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         state: state(&status["state"]),
         last_state: terminated(&status["lastState"]["terminated"]),
+        resources: None,
         user: user(&status["user"]["linux"]),
     })
 }

@@ -79,6 +79,7 @@ fn a_status_of_the_api_is_the_report_that_it_was_made_of() {
         restart_count: 3,
         state,
         last_state,
+        resources: None,
         user: id.map(|_| ContainerUser { uid: 7, gid: 0, groups: vec![0, 8] }),
     };
     let waiting = ContainerState::Waiting { reason: "CrashLoopBackOff".into(), message: Some("10s".into()) };
@@ -94,6 +95,7 @@ fn a_status_of_the_api_is_the_report_that_it_was_made_of() {
             reason: None,
             message: None,
             since: Wall(1_767_225_604_000_000_000),
+            generation: None,
         }],
         init_containers: vec![container("i", Some("1"), ContainerState::Terminated(ended(Some("1"))), None)],
         ephemeral_containers: vec![ContainerStatus {
@@ -229,6 +231,22 @@ fn ephemeral_containers_join_the_pod_and_one_that_cannot_run_says_so() {
             "spec.ephemeralContainers[6].targetContainerName",
         ]
     );
+}
+
+#[test]
+fn a_resize_policy_is_read_by_resource() {
+    let mut of_api = object(spec());
+    of_api["spec"]["containers"][0]["resizePolicy"] = json!([
+        { "resourceName": "cpu", "restartPolicy": "NotRequired" },
+        { "resourceName": "memory", "restartPolicy": "RestartContainer" },
+    ]);
+    let (pod, _) = desired(&of_api);
+    let policy = pod.pod.containers[0].resize_policy;
+    assert_eq!((policy.cpu_restarts, policy.memory_restarts), (false, true));
+    of_api["spec"]["containers"][0]["resizePolicy"][0]["resourceName"] = "disk".into();
+    let (pod, _) = desired(&of_api);
+    let why = pod.pod.unsupported.clone().unwrap();
+    assert!(why.starts_with("spec.containers[0].resizePolicy[0].resourceName: "), "{why}");
 }
 
 #[test]

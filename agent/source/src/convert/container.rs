@@ -13,7 +13,10 @@ use super::{
 };
 use berth_core::{
     ids::ContainerName,
-    model::{Container, ContainerSecurity, Hook, Probe, ProbeKind, PullPolicy, TerminationMessagePolicy},
+    model::{
+        Container, ContainerSecurity, Hook, Probe, ProbeKind, PullPolicy, ResizePolicy,
+        TerminationMessagePolicy,
+    },
 };
 use k8s_openapi::api::core::v1 as api;
 
@@ -62,6 +65,7 @@ pub(super) fn container(
             c.resources.as_ref(),
             ResourceOwner::Container,
         )?,
+        resize_policy: resize_policy(at, c)?,
         mounts: mounts::mounts(
             &at.key("volumeMounts"),
             c.volume_mounts.as_deref().unwrap_or_default(),
@@ -113,6 +117,26 @@ fn refuse_in_init_container(at: &FieldPath<'_>, c: &api::Container) -> Result<()
         }
         None => Ok(()),
     }
+}
+
+/// `resizePolicy`: an entry a resource.
+fn resize_policy(at: &FieldPath<'_>, c: &api::Container) -> Result<ResizePolicy, FieldError> {
+    let at = &at.key("resizePolicy");
+    let mut found = ResizePolicy::default();
+    for (index, policy) in c.resize_policy.iter().flatten().enumerate() {
+        let at = &at.index(index);
+        let words = [("NotRequired", false), ("RestartContainer", true)];
+        let restarts = choice(&at.key("restartPolicy"), Some(policy.restart_policy.as_str()), &words)?;
+        match policy.resource_name.as_str() {
+            "cpu" => found.cpu_restarts = restarts,
+            "memory" => found.memory_restarts = restarts,
+            other => {
+                let text = format!("{:?} must be one of cpu, memory", shorten(other));
+                return Err(at.key("resourceName").error(text));
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn probe(

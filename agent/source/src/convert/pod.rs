@@ -95,7 +95,7 @@ pub(crate) fn pod(
         readiness_gates: readiness_gates(spec_at, spec)?,
         image_pull_secrets: image_pull_secrets(spec),
         unsupported: None,
-        resize_infeasible: false,
+        pending_resize: None,
     };
     Ok((pod, context.ignored.into_errors()))
 }

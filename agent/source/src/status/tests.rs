@@ -49,6 +49,7 @@ fn sample() -> (Value, Pod, PodStatus) {
         restart_count: restarts,
         state,
         last_state,
+        resources: None,
         user: Some(ContainerUser { uid: 1000, gid: 0, groups: vec![0, 1002] }),
     };
     let pod_status = PodStatus {
@@ -64,6 +65,7 @@ fn sample() -> (Value, Pod, PodStatus) {
             reason: Some("ContainersNotReady".into()),
             message: Some("containers with unready status: [side]".into()),
             since: at(1_700_000_003),
+            generation: None,
         }],
         ephemeral_containers: Vec::new(),
         init_containers: vec![status(

@@ -207,6 +207,7 @@ mod tests {
                 state,
                 last_state: last,
                 user: None,
+                resources: None,
             });
             rest(Some(&status), &hash(run), second(100))
         };

@@ -4,7 +4,6 @@ use super::container::truth;
 use crate::{
     model::Container,
     plan::{SandboxState, planner::Planner},
-    resize::RESIZE_MESSAGE,
     status::{Condition, ConditionType, ContainerState, ContainerStatus, Phase, Truth},
 };
 
@@ -92,11 +91,41 @@ pub(super) fn conditions(
     list.push(condition(d, ConditionType::Ready, ready.0, ready.1, ready.2));
     list.push(condition(d, ConditionType::ContainersReady, status, reason, message));
     list.push(condition(d, ConditionType::PodScheduled, Truth::True, None, None));
-    if d.pod.resize_infeasible {
-        let message = Some(RESIZE_MESSAGE.to_owned());
-        list.push(condition(d, ConditionType::PodResizePending, Truth::True, Some("Infeasible"), message));
-    } else {
-        d.memory.conditions.remove(&ConditionType::PodResizePending);
+    list.extend(resize_conditions(d, phase));
+    list
+}
+
+/// The conditions of a resize. A pod that has ended has none (`determinePodResizeStatus`). Both are true all the time, so
+/// the time is that of the reason.
+fn resize_conditions(d: &mut Planner<'_>, phase: Phase) -> Vec<Condition> {
+    if phase.is_terminal() {
+        (d.memory.resize, d.memory.resize_pending) = (None, None);
+        return Vec::new();
+    }
+    let mut list = Vec::new();
+    let before = d.memory.resize_pending.take();
+    if let Some(resize) = &d.pod.pending_resize {
+        let same = before.filter(|(reason, _)| *reason == resize.reason);
+        let since = same.map_or(d.now.wall, |(_, since)| since);
+        d.memory.resize_pending = Some((resize.reason, since));
+        list.push(Condition {
+            kind: ConditionType::PodResizePending,
+            status: Truth::True,
+            reason: Some(resize.reason.name().to_owned()),
+            message: Some(resize.message.clone()),
+            since,
+            generation: resize.generation,
+        });
+    }
+    if let Some(resize) = &d.memory.resize {
+        list.push(Condition {
+            kind: ConditionType::PodResizeInProgress,
+            status: Truth::True,
+            reason: resize.error.as_ref().map(|_| "Error".to_owned()),
+            message: resize.error.clone(),
+            since: resize.since,
+            generation: resize.generation,
+        });
     }
     list
 }
@@ -139,5 +168,5 @@ fn condition(
     if entry.0 != status {
         *entry = (status, now);
     }
-    Condition { kind, status, reason: reason.map(str::to_owned), message, since: entry.1 }
+    Condition { kind, status, reason: reason.map(str::to_owned), message, since: entry.1, generation: None }
 }

@@ -65,6 +65,7 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
             _ => Truth::False,
         }
     };
+    let set = newest.filter(|_| running).and_then(|(_, c)| c.resources.as_ref());
     ContainerStatus {
         name: spec.name.clone(),
         image: spec.image.clone(),
@@ -75,6 +76,7 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
         restart_count: d.mem(&spec.name).map_or(0, |m| m.restarts),
         state,
         last_state,
+        resources: set.filter(|set| **set != spec.resources).cloned(),
         user: newest.and_then(|(_, c)| c.user.clone()),
     }
 }

@@ -29,6 +29,7 @@ impl Node {
                     sandbox_attempt: *sandbox_attempt,
                     image_id: "sha256:1".into(),
                     user: None,
+                    resources: context.pod.container(container).map(|c| c.resources.clone()),
                     state: RunState::Running { started_at: self.now().wall },
                     task: true,
                 };
@@ -102,6 +103,7 @@ impl Node {
                     sandbox_attempt: *sandbox_attempt,
                     image_id: "sha256:1".into(),
                     user: None,
+                    resources: context.pod.container(container).map(|c| c.resources.clone()),
                     state: RunState::NotStarted,
                     task: false,
                 });
@@ -165,6 +167,16 @@ impl Node {
                 }
                 seen.containers.remove(id);
                 performed.changes.push(ObservedChange::Removed(id.clone()));
+            }
+            Action::ResizePod(resize) => {
+                for update in &resize.0.updates {
+                    let spec = context.pod.container(&update.container);
+                    let Some(resources) = spec.map(|c| c.resources.clone()) else { continue };
+                    if let Some(c) = seen.containers.get_mut(&update.id) {
+                        c.resources = Some(resources.clone());
+                    }
+                    performed.changes.push(ObservedChange::Resized(update.id.clone(), resources));
+                }
             }
             Action::RemovePod => {
                 if seen.sandbox.is_some() || seen.volumes_present || !seen.containers.is_empty() {

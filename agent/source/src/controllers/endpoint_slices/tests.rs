@@ -35,6 +35,7 @@ fn status(ips: &[&str], ready: bool) -> PodStatus {
             reason: None,
             message: None,
             since: Wall(0),
+            generation: None,
         }],
         ..PodStatus::new(Phase::Running, QosClass::BestEffort)
     }
