@@ -120,7 +120,8 @@ impl CredentialPlugins {
     pub(crate) async fn keyring(&self, repository: &str, pod: &PullPod) -> Keyring {
         let mut keyring = Keyring::default();
         for plugin in &self.0.plugins {
-            match self.0.provide(plugin, repository, pod).await {
+            // A call is large, and every start of a container would carry its room.
+            match Box::pin(self.0.provide(plugin, repository, pod)).await {
                 Ok((config, source)) => keyring.add(&config, source.as_ref()),
                 Err(why) => tracing::error!(
                     provider = plugin.provider.name,
