@@ -12,9 +12,11 @@ use std::{
 /// Least time between two readings of all processes.
 const AGAIN: Duration = Duration::from_millis(100);
 
+type Find = dyn Fn(&PodUid) -> Option<PathBuf> + Send + Sync;
+
 /// Function from a pod to the file of its network namespace; `None` where the pod has none that is known.
 #[derive(Clone)]
-pub struct PodNetworks(Arc<dyn Fn(&PodUid) -> Option<PathBuf> + Send + Sync>);
+pub struct PodNetworks(Arc<Find>);
 
 impl PodNetworks {
     /// The namespaces that this agent pins.
