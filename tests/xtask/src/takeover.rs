@@ -22,6 +22,9 @@ const STEP: Duration = Duration::from_secs(60);
 /// Time for which nothing changes between two steps.
 const CALM: Duration = Duration::from_secs(2);
 
+/// Pods behind the Service.
+const PODS: usize = 3;
+
 /// Port of the node.
 const NODE_PORT: u16 = 30080;
 
@@ -112,6 +115,7 @@ impl Stage<'_> {
     /// Berth takes over, is killed and started again, and gives back. Returns what became of the load, and whether any of
     /// it failed.
     fn round(&self) -> Result<(String, bool)> {
+        self.until("kube-proxy's rules are there", || self.carried())?;
         let clients = self.clients()?;
         thread::sleep(CALM);
         self.cluster.start_services()?;
@@ -127,7 +131,7 @@ impl Stage<'_> {
         }
         thread::sleep(CALM);
         self.cluster.start(KUBE_PROXY)?;
-        self.until("kube-proxy's rules are there", || self.rules())?;
+        self.until("kube-proxy's rules are there", || self.carried())?;
         thread::sleep(CALM);
         self.cluster.kill(AGENT)?;
         self.cluster.reset_services()?;
@@ -187,6 +191,14 @@ impl Stage<'_> {
     /// Whether kube-proxy has a table in the node's network.
     fn rules(&self) -> Result<bool> {
         Ok(self.cluster.run(&["nft", "list", "tables"])?.contains("kube-proxy"))
+    }
+
+    /// Whether kube-proxy's rules have every endpoint: it makes its table before it knows them.
+    fn carried(&self) -> Result<bool> {
+        let table = self.cluster.run(&["nft", "list", "chains", "ip"])?;
+        let endpoints =
+            table.lines().filter(|line| line.contains("endpoint-") && line.contains("default/web/"));
+        Ok(endpoints.count() == PODS)
     }
 
     fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {

@@ -64,7 +64,10 @@ pub(crate) enum PodsOfNode {
 /// The pods of this node by the statuses that a kubelet has reported. A pod is parsed once a version. Clones share their
 /// pods.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct ReportedPods(Arc<Mutex<BTreeMap<PodUid, (Arc<RawPod>, ObservedPod)>>>);
+pub(crate) struct ReportedPods(Arc<Mutex<BTreeMap<PodUid, ReportedPod>>>);
+
+/// A pod as it was reported, and what was read of it.
+type ReportedPod = (Arc<RawPod>, ObservedPod);
 
 impl ReportedPods {
     fn seen(&self, snapshots: &[Arc<Snapshot>]) -> BTreeMap<PodUid, Option<ObservedPod>> {
