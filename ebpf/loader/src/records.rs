@@ -88,6 +88,14 @@ fn make_iterators(pins: &Pins) -> io::Result<Vec<(&'static str, OwnedFd)>> {
     MAPS.into_iter().map(make).collect()
 }
 
+/// Why this kernel allows no iterators, for tests; `None` where it does.
+#[cfg(test)]
+pub(crate) fn refused_by_the_kernel() -> Option<String> {
+    let btf = Btf::from_sys_fs().ok()?;
+    let function = btf.id_by_type_name_kind(STORAGE_ITERATOR, BtfKind::Func).ok()?;
+    crate::sys::refusal_of_iterators(function).map(|error| error.to_string())
+}
+
 /// Whether the iterators, or the reason for their absence, are pinned: then another load adds nothing.
 pub(crate) fn are_pinned(pins: &Pins) -> Result<bool> {
     let is_there = |path: &Path| match path.symlink_metadata() {

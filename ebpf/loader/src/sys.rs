@@ -19,6 +19,8 @@ mod map;
 mod testing;
 
 pub(crate) use info::{LinkInfo, MapInfo, ProgInfo, fdinfo, functions, info};
+#[cfg(test)]
+pub(crate) use iter::refusal_of_iterators;
 pub(crate) use iter::{STORAGE_ITERATOR, read_iterator, storage_iterator};
 #[cfg(test)]
 pub(crate) use map::create_map;

@@ -148,6 +148,16 @@ pub(crate) fn storage_iterator(map: BorrowedFd<'_>, len: u32, function: u32) -> 
     unsafe { bpf(LINK_CREATE, &mut link).map(|fd| owned(fd)) }
 }
 
+/// Why this kernel loads no program of this kind at all, for tests: a locked-down kernel may refuse every one with `EPERM`.
+/// Asked with a program that does nothing.
+#[cfg(test)]
+pub(crate) fn refusal_of_iterators(function: u32) -> Option<io::Error> {
+    // Its last two instructions return 0.
+    let code = program(0);
+    let code = code.get(code.len().saturating_sub(16)..).unwrap_or_default();
+    load(TRACING, *b"berth_nothing\0\0\0", code, TRACE_ITER, function).err()
+}
+
 /// Runs the iterator over all current sockets and returns the program's output.
 pub(crate) fn read_iterator(link: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut create = IteratorCreate { link: number(link), flags: 0 };

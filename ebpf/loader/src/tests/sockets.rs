@@ -1,6 +1,6 @@
 //! Destruction of sockets in network namespaces.
 
-use super::{Cgroup, Scratch, in_new_netns, kills, scratch::ip};
+use super::{Cgroup, Scratch, in_new_netns, kills, load::assert_iterators, scratch::ip};
 use crate::{
     Access, Datapath, Error, Frontend, OBJECT, Pins, Prepared, Proto, Sizes, SocketRecords, StalePeer,
     attach, destroy_sockets, destroy_translated, detach, load, netns_cookie,
@@ -166,7 +166,9 @@ fn damaged_iterators_are_told_and_made_anew() {
     let pins = scratch.pins();
     assert!(matches!(SocketRecords::open(&pins), Err(Error::OpenPin { .. })), "nothing was loaded");
     load(&pins, OBJECT, |_| {}).unwrap();
-    SocketRecords::open(&pins).unwrap();
+    if !assert_iterators(&pins) {
+        return;
+    }
     let nowhere = || prepare(&pins, Path::new("/nowhere"), &Sizes::default(), Duration::from_secs(60));
     assert_eq!(nowhere().unwrap(), Prepared::Adopted);
     let names = || list(&pins.iterators()).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
@@ -205,6 +207,9 @@ fn only_sockets_that_came_through_the_service_go() {
     let (scratch, cgroup) = (Scratch::new(), Cgroup::new());
     let pins = scratch.pins();
     load(&pins, OBJECT, |_| {}).unwrap();
+    if !assert_iterators(&pins) {
+        return;
+    }
     let datapath = Datapath::open(&pins, Access::Write).unwrap();
     let ids = [(1, ONE, 17), (2, OTHER, 17), (3, ONE, 6), (4, OTHER, 6), (5, ONE6, 17)];
     let port = 5353_u16.to_be();
