@@ -195,10 +195,17 @@ impl Stage<'_> {
 
     /// Whether kube-proxy's rules have every endpoint: it makes its table before it knows them.
     fn carried(&self) -> Result<bool> {
-        let table = self.cluster.run(&["nft", "list", "chains", "ip"])?;
-        let endpoints =
-            table.lines().filter(|line| line.contains("endpoint-") && line.contains("default/web/"));
-        Ok(endpoints.count() == PODS)
+        if !self.rules()? {
+            return Ok(false);
+        }
+        let table = self.cluster.run(&["nft", "list", "table", "ip", "kube-proxy"])?;
+        let chain = table.split("chain ").find(|chain| {
+            chain
+                .lines()
+                .next()
+                .is_some_and(|name| name.starts_with("service-") && name.contains("-default/web/"))
+        });
+        Ok(chain.is_some_and(|chain| chain.contains(&format!("mod {PODS} "))))
     }
 
     fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
