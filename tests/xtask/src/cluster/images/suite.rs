@@ -109,6 +109,8 @@ fn agnhost(busybox: &Image, bin: &Path) -> Result<Image> {
         // Tests that replace the entry point call it by this name.
         Entry::symlink("agnhost-2", "agnhost"),
         Entry::dir("uploads", 0o755),
+        // A page that tests ask its web server for.
+        Entry::file("localhost.crt", 0o644, "none\n"),
         Entry::file("etc/passwd", 0o644, PASSWD),
         Entry::file("etc/group", 0o644, GROUP),
         // Without it, getent asks DNS before the hosts file.
