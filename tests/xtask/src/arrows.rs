@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-logd", &["berth-core", "berth-sys", "berth-api", "berth-helper"]),
     ("berth-probe", &["berth-core", "berth-sys", "berth-api"]),
     ("berth-network", &["berth-core", "berth-sys"]),
-    ("berth-volumes", &["berth-core", "berth-sys"]),
+    ("berth-volumes", &["berth-core", "berth-sys", "berth-csi-client"]),
     ("berth-node", &["berth-core", "berth-sys"]),
     ("berth-stats", &["berth-core", "berth-sys"]),
     ("berth-server", &["berth-core", "berth-sys", "berth-api"]),
@@ -59,6 +59,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["berth-core", "berth-sys", "berth-ebpf-abi", "berth-ebpf-loader", "berth-ebpf-tables"],
     ),
     ("berth-dns", &["berth-core", "berth-sys", "berth-api", "berth-helper"]),
+    // The Container Storage Interface: generated types, the node's client, and a driver that needs no agent.
+    ("berth-csi-proto", &[]),
+    ("berth-csi-client", &["berth-csi-proto"]),
+    ("berth-csi-nfs", &["berth-csi-proto"]),
     // The CNI plugin works without an agent.
     ("berth-cni-ipam", &[]),
     ("berth-cni", &["berth-cni-ipam"]),
@@ -96,6 +100,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-probe",
             "berth-network",
             "berth-volumes",
+            "berth-csi-client",
             "berth-node",
             "berth-stats",
             "berth-server",
