@@ -111,6 +111,20 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
     done
 }
 
+/// Tells the service manager that the agent is ready, and waits for SIGTERM or SIGINT.
+async fn ready_until_told_to_end() -> anyhow::Result<()> {
+    if let Err(error) = service::ready() {
+        tracing::warn!(%error, "cannot report readiness to the service manager");
+    }
+    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
 async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) -> anyhow::Result<()> {
     let sockets = args.kubeconfig.is_some().then(|| args.node_api.listen()).transpose()?;
     let boot = clock::boot_id(&roots.boot_id).context("read the boot id")?;
@@ -323,15 +337,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         stop: stopped,
     }));
     tracing::info!(node = %roots.node_name, "agent runs");
-    if let Err(error) = service::ready() {
-        tracing::warn!(%error, "cannot report readiness to the service manager");
-    }
-
-    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut int = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+        told = ready_until_told_to_end() => told?,
         never = berth_logd::supervise(&roots, &logd, spawn_logd) => match never {},
         never = dns => match never {},
     }

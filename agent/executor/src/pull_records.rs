@@ -87,7 +87,7 @@ impl PullRecords {
             Match::None => Ok(true),
             Match::Changed(credentials) => {
                 let _held = self.begun.lock().await;
-                self.write_pulled(image, image_ref, Some(credentials)).await?;
+                self.write_pulled(image, image_ref, credentials).await?;
                 Ok(false)
             }
         }
@@ -117,7 +117,7 @@ impl PullRecords {
         used: Option<&Sourced>,
     ) -> Result<(), Failure> {
         let mut begun = self.begun.lock().await;
-        if self.write_pulled(image, image_ref, Some(PullCredentials::of(used))).await? {
+        if self.write_pulled(image, image_ref, PullCredentials::of(used)).await? {
             self.end(&mut begun, image).await?;
         }
         Ok(())
@@ -148,10 +148,10 @@ impl PullRecords {
         &self,
         image: &str,
         image_ref: &str,
-        credentials: Option<PullCredentials>,
+        credentials: PullCredentials,
     ) -> Result<bool, Failure> {
         let (dirs, name, id) = (Arc::clone(&self.dirs), image.to_owned(), image_ref.to_owned());
-        let written = blocking(move || dirs.add(&name, &id, credentials.as_ref())).await?;
+        let written = blocking(move || dirs.add(&name, &id, Some(&credentials))).await?;
         if let Err(e) = &written {
             tracing::error!(image, image_ref, %e, "cannot write the record of a pulled image");
         }

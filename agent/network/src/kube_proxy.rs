@@ -58,9 +58,9 @@ pub fn remove_kube_proxy_rules() -> Result<Vec<String>, Error> {
             apply(&[Message { kind: kind::DELETE_TABLE, family, attributes: text(1, TABLE) }])?;
             removed.push(format!("table {of_family} {TABLE}"));
         }
+        let all_chains = found(kind::GET_CHAIN, family, &[])?;
         for table in TABLES.into_iter().filter(|table| tables.contains(*table)) {
-            let chains = found(kind::GET_CHAIN, family, &[])?;
-            let chains: BTreeSet<String> = chains
+            let chains: BTreeSet<String> = all_chains
                 .iter()
                 .filter(|m| name(&m.attributes, 1).as_deref() == Some(table))
                 .filter_map(|m| name(&m.attributes, 3))

@@ -2,8 +2,8 @@
 //! `/livez` on :10256 for load balancers and probes, `/healthz` and `/proxyMode` on :10249. Plain HTTP; the answers are
 //! made without waiting.
 
-use crate::{ResponseBody, health::Answer};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use crate::{ResponseBody, health::Answer, response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::json;
 use std::sync::Arc;
@@ -27,19 +27,17 @@ pub fn health(proxy: Arc<dyn Proxy>) -> Answer {
 /// The answers on :10249.
 pub fn mode() -> Answer {
     Arc::new(|request: &Request<Incoming>| match request.uri().path() {
-        "/healthz" => text(StatusCode::OK, "ok", TEXT),
-        "/proxyMode" => text(StatusCode::OK, "ebpf", TEXT),
-        _ => text(StatusCode::NOT_FOUND, "404 page not found\n", TEXT),
+        "/healthz" => response::text(StatusCode::OK, "ok"),
+        "/proxyMode" => response::text(StatusCode::OK, "ebpf"),
+        _ => response::not_found(),
     })
 }
-
-const TEXT: &str = "text/plain; charset=utf-8";
 
 fn of_path(path: &str, answers: bool, eligible: bool) -> Response<ResponseBody> {
     let (healthy, with_node) = match path {
         "/healthz" => (answers && eligible, true),
         "/livez" => (answers, false),
-        _ => return text(StatusCode::NOT_FOUND, "404 page not found\n", TEXT),
+        _ => return response::not_found(),
     };
     // The state is the present one: there is no sync that could be late.
     let now = jiff::Timestamp::now().to_string();
@@ -47,16 +45,10 @@ fn of_path(path: &str, answers: bool, eligible: bool) -> Response<ResponseBody> 
     if with_node {
         body["nodeEligible"] = json!(eligible);
     }
-    let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    text(status, &body.to_string(), "application/json")
-}
-
-fn text(status: StatusCode, body: &str, kind: &'static str) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::Whole(Some(body.to_owned().into())));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let mut response = response::json(body.to_string().into());
+    if !healthy {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
     response
 }
 

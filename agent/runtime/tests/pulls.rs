@@ -16,14 +16,7 @@ use tokio::sync::watch;
 
 /// An image with one file of so many bytes in each of its layers.
 fn image(layers: usize, bytes: usize) -> Image {
-    let layer = |n: usize| {
-        let mut state = n as u64 + 1;
-        let noise = std::iter::repeat_with(move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        });
-        vec![Entry::file(&format!("f{n}"), 0o644, noise.take(bytes).collect::<Vec<u8>>())]
-    };
+    let layer = |n: usize| vec![Entry::noise(&format!("f{n}"), n as u64 + 1, bytes)];
     Image { name: "x".into(), layers: (0..layers).map(layer).collect(), config: json!({"Cmd": ["/f0"]}) }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing is downloaded. Tar entries are written unchanged, also malicious ones (`..`, absolute links),
 //! because tests need them.
 
+use crate::rng::Rng;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -38,6 +39,13 @@ impl Entry {
     /// A file owned by root.
     pub fn file(path: &str, mode: u32, bytes: impl Into<Vec<u8>>) -> Entry {
         Entry { path: path.into(), mode, owner: (0, 0), kind: Kind::File(bytes.into()) }
+    }
+
+    /// A file of random bytes, which compression does not shorten; equal seeds give equal bytes.
+    pub fn noise(path: &str, seed: u64, length: usize) -> Entry {
+        let mut rng = Rng::new(seed);
+        let bytes = std::iter::repeat_with(|| rng.draw().to_le_bytes()).flatten().take(length);
+        Entry::file(path, 0o644, bytes.collect::<Vec<u8>>())
     }
 
     /// A directory owned by root.

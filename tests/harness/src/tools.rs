@@ -32,6 +32,14 @@ pub fn cache() -> Result<PathBuf> {
     Ok(base.join("berth"))
 }
 
+/// The given directory, or else this one of [`cache`].
+///
+/// # Errors
+/// As [`cache`].
+pub fn dir_or_cached(given: Option<&Path>, name: &str) -> Result<PathBuf> {
+    given.map_or_else(|| Ok(cache()?.join(name)), |dir| Ok(dir.to_owned()))
+}
+
 /// Path of a program in [`dir`], or else in PATH.
 ///
 /// # Errors
@@ -97,6 +105,19 @@ pub enum Build {
     Release,
     /// Optimised, with the failpoints.
     ReleaseFailpoints,
+}
+
+/// The program `berth-load`, built where necessary. A ready directory (`BERTH_BIN`) has it.
+///
+/// # Errors
+/// The build fails.
+pub fn load() -> Result<PathBuf> {
+    let programs = programs(Build::Plain)?;
+    if env::var_os("BERTH_BIN").is_none() {
+        let built = cargo(&["build", "--quiet", "--locked", "--package", "berth-load"]).status();
+        ensure!(built.context("cannot run cargo")?.success(), "berth-load does not build");
+    }
+    Ok(programs.join("berth-load"))
 }
 
 /// Directory of `berth` and `berth-cni`, built where necessary. `BERTH_BIN` (`BERTH_BIN_FAILPOINTS`,

@@ -59,12 +59,7 @@ fn store(node: &Node) -> PathBuf {
 /// Busybox with one more layer of so many bytes, and no others like it. Uncompressed and unpacked it takes twice the bytes.
 fn noise(seed: u64, bytes: usize) -> anyhow::Result<Image> {
     let mut image = Image::busybox("x")?;
-    let mut state = seed;
-    let noise = std::iter::repeat_with(move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    });
-    image.layers.push(vec![Entry::file("noise", 0o644, noise.take(bytes).collect::<Vec<u8>>())]);
+    image.layers.push(vec![Entry::noise("noise", seed, bytes)]);
     Ok(image)
 }
 

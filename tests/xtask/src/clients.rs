@@ -67,10 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         .filter(|(name, _)| args.names.is_empty() || args.names.iter().any(|own| chosen(name, own)))
         .collect();
     ensure!(!wanted.is_empty(), "there is no such check: {}", args.names.join(", "));
-    let dir = match &args.dir {
-        Some(dir) => dir.clone(),
-        None => tools::cache()?.join("clients"),
-    };
+    let dir = tools::dir_or_cached(args.dir.as_deref(), "clients")?;
     let bin = peers::get(&["kubectl", "kubectl-1.29", "metrics-server", "promtool", "kube-apiserver"])?;
     let options = Options {
         bootstrap: args.node == Node::Berth,

@@ -112,10 +112,7 @@ pub(crate) enum Node {
 
 /// Starts the cluster, or ends it (`--down`).
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let dir = match &args.dir {
-        Some(dir) => dir.clone(),
-        None => tools::cache()?.join("cluster"),
-    };
+    let dir = tools::dir_or_cached(args.dir.as_deref(), "cluster")?;
     let place = Place::of(&dir)?;
     if args.down {
         if place.is_made() {

@@ -50,8 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     ensure!(!focus.is_empty(), "the list names no test");
     setup::for_conformance()?;
     let bin = peers::get(&["e2e.test", "agnhost"])?;
-    let dir =
-        args.dir.clone().map_or_else(|| Ok(tools::cache()?.join("conformance")), Ok::<_, anyhow::Error>)?;
+    let dir = tools::dir_or_cached(args.dir.as_deref(), "conformance")?;
     let options = Options { keep: args.keep, ..Options::new(args.node, Etcd::New, Audit::ToNodes) };
     let cluster = cluster::start(&dir, &options)?;
     let ports = if args.node == Node::Berth { cluster.add_host_ports() } else { Ok(()) };

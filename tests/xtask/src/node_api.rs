@@ -92,10 +92,7 @@ type Statuses = BTreeMap<(String, String, String), u16>;
 /// Asks both and compares. Returns whether they differ only where that was reviewed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let reviewed = Differences::read(&crate::root().join("tests/peers/node-api-differences"))?;
-    let dir = match &args.dir {
-        Some(dir) => dir.clone(),
-        None => tools::cache()?.join("node-api"),
-    };
+    let dir = tools::dir_or_cached(args.dir.as_deref(), "node-api")?;
     if args.load.load {
         return load::run(&args.load, &dir.join("load"), args.keep);
     }

@@ -83,7 +83,7 @@ fn on_a_cluster(
     work: impl FnOnce(&Cluster) -> Result<Vec<Verdict>>,
 ) -> Result<Vec<Verdict>> {
     let keep = args.keep;
-    let dir = args.dir.clone().map_or_else(|| Ok(tools::cache()?.join("outage")), Ok::<_, anyhow::Error>)?;
+    let dir = tools::dir_or_cached(args.dir.as_deref(), "outage")?;
     let options = Options { keep, ..Options::new(Node::Berth, etcd, Audit::OfNodes) };
     let cluster = cluster::start(&dir, &options)?;
     let done = work(&cluster);

@@ -56,14 +56,8 @@ pub(crate) struct Args {
 
 /// Runs the rounds. Returns whether nothing failed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let dir =
-        args.dir.clone().map_or_else(|| Ok(tools::cache()?.join("takeover")), Ok::<_, anyhow::Error>)?;
-    let programs = tools::programs(tools::Build::Plain)?;
-    let load = programs.join("berth-load");
-    if !load.is_file() {
-        let built = tools::cargo(&["build", "--quiet", "--locked", "--package", "berth-load"]).status();
-        ensure!(built.context("cannot run cargo")?.success(), "berth-load does not build");
-    }
+    let dir = tools::dir_or_cached(args.dir.as_deref(), "takeover")?;
+    let load = tools::load()?;
     let options = Options { keep: args.keep, ..Options::new(Node::Kubelet, Etcd::Old, Audit::ToNodes) };
     let cluster = cluster::start(&dir, &options)?;
     let done = rounds(&cluster, &load, args);

@@ -24,7 +24,7 @@ use berth_network::Network;
 use berth_pods::NodeEvent;
 use berth_runtime::Runtime;
 use berth_server::{ApiError, Backend, WatchCache};
-use berth_services::NetworkProblem;
+use berth_services::{HostNetwork, NetworkProblem};
 use berth_source::{SourceKind, SourceState};
 use berth_sys::{clock, process};
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -100,11 +100,7 @@ impl LocalApi {
         let host = self.host.borrow();
         // Problems of uplinks only matter to Services.
         let matters = |p: &&NetworkProblem| self.services.is_some() || matches!(p, NetworkProblem::NoNodeIp);
-        AddressesView {
-            node_ips: host.node_ips.clone(),
-            uplinks: host.uplinks.values().map(|u| u.name.to_string()).collect(),
-            problems: host.problems.iter().filter(matters).map(ToString::to_string).collect(),
-        }
+        addresses_view(&host, host.problems.iter().filter(matters).map(ToString::to_string))
     }
 
     fn control_plane(&self) -> Option<ControlPlaneView> {
@@ -140,6 +136,38 @@ impl LocalApi {
     }
 }
 
+/// The node as this process shows it, without any of its parts.
+pub(super) fn view_of_process(roots: &Roots, since: Wall) -> NodeView {
+    let pid = std::process::id();
+    NodeView {
+        node: roots.node_name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid,
+        // A running process always has a start time.
+        start_time: process::start_time(pid).ok().flatten().unwrap_or_default(),
+        since,
+        containerd: Health::default(),
+        network: Health::default(),
+        logd: Health::default(),
+        services: None,
+        dns: None,
+        image_disk: None,
+        addresses: None,
+        sources: Vec::new(),
+        control_plane: None,
+        as_of: clock::wall(),
+    }
+}
+
+/// The node's addresses and uplinks with these problems.
+pub(super) fn addresses_view(host: &HostNetwork, problems: impl Iterator<Item = String>) -> AddressesView {
+    AddressesView {
+        node_ips: host.node_ips.clone(),
+        uplinks: host.uplinks.values().map(|u| u.name.to_string()).collect(),
+        problems: problems.collect(),
+    }
+}
+
 impl Backend for LocalApi {
     type Exec = LocalExec;
     type Pull = LocalPull;
@@ -147,14 +175,7 @@ impl Backend for LocalApi {
     async fn status(&self) -> NodeView {
         let (containerd, network, logd, dns) =
             tokio::join!(self.containerd(), self.network(), self.logd(), self.dns());
-        let pid = std::process::id();
         NodeView {
-            node: self.roots.node_name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid,
-            // A running process always has a start time.
-            start_time: process::start_time(pid).ok().flatten().unwrap_or_default(),
-            since: self.since,
             containerd,
             network,
             logd,
@@ -164,7 +185,7 @@ impl Backend for LocalApi {
             addresses: Some(self.addresses()),
             sources: self.sources(),
             control_plane: self.control_plane(),
-            as_of: clock::wall(),
+            ..view_of_process(&self.roots, self.since)
         }
     }
 

@@ -3,9 +3,9 @@
 use super::{exec_session, local_api::LocalApi, status_manager::StatusManager};
 use anyhow::Context as _;
 use berth_api::files;
-use berth_core::error::Chain;
+use berth_core::{error::Chain, roots::Roots};
 use berth_pods::DesiredSet;
-use berth_server::{Backend as _, Server, bind, status_files};
+use berth_server::{Backend, Server, WatchCache, bind, status_files};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{oneshot, watch},
@@ -27,9 +27,42 @@ const WORKERS_STARTED: Duration = Duration::from_secs(5);
 /// The running tasks.
 pub(crate) struct LocalServer {
     api: LocalApi,
+    published: Published,
+    others: Vec<JoinHandle<()>>,
+}
+
+/// The tasks that serve the local socket and write the status files of pods.
+pub(super) struct Published {
     files: (oneshot::Sender<()>, JoinHandle<()>),
     socket: (oneshot::Sender<()>, JoinHandle<()>),
-    others: Vec<JoinHandle<()>>,
+}
+
+impl Published {
+    /// Takes the socket and starts the tasks.
+    pub(super) fn start(
+        roots: &Roots,
+        cache: WatchCache,
+        backend: impl Backend,
+    ) -> anyhow::Result<Published> {
+        let listener = bind(&roots.agent_socket()).context("open the local socket")?;
+        let (stop_files, stopped) = oneshot::channel();
+        let files = tokio::spawn(status_files::keep(cache.clone(), roots.clone(), stopped));
+        let (stop_socket, stopped) = oneshot::channel();
+        let server = Server { cache, backend: Arc::new(backend) };
+        let socket = tokio::spawn(server.run(listener, stopped));
+        Ok(Published { files: (stop_files, files), socket: (stop_socket, socket) })
+    }
+
+    /// Ends the tasks; the last state is written to the status files.
+    pub(super) async fn end(self) {
+        for (what, (stop, task)) in [("socket", self.socket), ("status files", self.files)] {
+            // The receiver is gone where the task has ended by itself.
+            stop.send(()).ok();
+            if tokio::time::timeout(GOODBYE, task).await.is_err() {
+                tracing::warn!(what, "task has not ended in time");
+            }
+        }
+    }
 }
 
 /// Opens the socket and starts the tasks that publish the node's state.
@@ -41,12 +74,7 @@ pub(crate) async fn start(
     status_files::prepare(&api.roots).context("make the directory of status files")?;
     let left = exec_session::clear(&api.roots);
     restore_events(&api, status).await;
-    let listener = bind(&api.roots.agent_socket()).context("open the local socket")?;
-    let (stop_files, stopped) = oneshot::channel();
-    let files = tokio::spawn(status_files::keep(api.cache.clone(), api.roots.clone(), stopped));
-    let (stop_socket, stopped) = oneshot::channel();
-    let server = Server { cache: api.cache.clone(), backend: Arc::new(api.clone()) };
-    let socket = tokio::spawn(server.run(listener, stopped));
+    let published = Published::start(&api.roots, api.cache.clone(), api.clone())?;
     let others = vec![
         tokio::spawn(Arc::clone(status).follow(desired.clone())),
         tokio::spawn(Arc::clone(status).follow_node()),
@@ -54,7 +82,7 @@ pub(crate) async fn start(
         tokio::spawn(cleanup(api.clone(), desired.clone())),
         tokio::spawn(exec_session::end_left(Arc::clone(&api.executor), left)),
     ];
-    Ok(LocalServer { api, files: (stop_files, files), socket: (stop_socket, socket), others })
+    Ok(LocalServer { api, published, others })
 }
 
 impl LocalServer {
@@ -63,14 +91,8 @@ impl LocalServer {
         for task in self.others {
             task.abort();
         }
-        write_node(&self.api).await;
-        for (what, (stop, task)) in [("socket", self.socket), ("status files", self.files)] {
-            // The receiver is gone where the task has ended by itself.
-            stop.send(()).ok();
-            if tokio::time::timeout(GOODBYE, task).await.is_err() {
-                tracing::warn!(what, "task has not ended in time");
-            }
-        }
+        write_node(&self.api.roots, &self.api).await;
+        self.published.end().await;
     }
 }
 
@@ -93,7 +115,7 @@ async fn restore_events(api: &LocalApi, status: &StatusManager) {
 /// Keeps the node's status file: written once containerd answers and when manifests change, and
 /// touched every [`files::ALIVE`], so that its time tells when the agent died.
 async fn keep_node_file(api: LocalApi, mut desired: watch::Receiver<Arc<DesiredSet>>) {
-    write_node(&api).await;
+    write_node(&api.roots, &api).await;
     let mut up = api.executor.runtime().is_ok();
     loop {
         tokio::select! {
@@ -115,12 +137,13 @@ async fn keep_node_file(api: LocalApi, mut desired: watch::Receiver<Arc<DesiredS
             }
         }
         desired.mark_unchanged();
-        write_node(&api).await;
+        write_node(&api.roots, &api).await;
     }
 }
 
-async fn write_node(api: &LocalApi) {
-    let (view, roots) = (api.status().await, api.roots.clone());
+/// Writes the node's status file.
+pub(super) async fn write_node(roots: &Roots, backend: &impl Backend) {
+    let (view, roots) = (backend.status().await, roots.clone());
     match spawn_blocking(move || status_files::write_node(&roots, &view)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "cannot write the node's status file"),

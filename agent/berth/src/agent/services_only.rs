@@ -18,7 +18,7 @@ use super::{
     certificates::{self, CertificatesHealth, ServingTls},
     cluster::follow_node_object,
     control_plane::ControlPlaneHealth,
-    host_network, node,
+    host_network, node, ready_until_told_to_end,
     service_inputs::{PodsOfNode, ReportedPods, ServicesHealth},
     services::{self, EngineInputs, ServicesConfig},
     sources,
@@ -36,12 +36,11 @@ use berth_cluster::{
 use berth_core::roots::Roots;
 use berth_services::{ClearPods, HostNetworkConfig, KubeletPods, PodNetworks};
 use berth_source::{ServiceRanges, Source as _};
-use berth_sys::{clock, service};
+use berth_sys::clock;
 use kube_proxy::KubeProxies;
 use local_api::ServicesApi;
 pub(crate) use proxy_health::ProxyArgs;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Processes of the machine.
 const PROC: &str = "/proc";
@@ -124,15 +123,7 @@ pub(super) async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         sources.latest.clone(),
     );
     tracing::info!(node = %roots.node_name, "serving Services; a kubelet runs the pods");
-    if let Err(error) = service::ready() {
-        tracing::warn!(%error, "cannot report readiness to the service manager");
-    }
-    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut int = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
+    ready_until_told_to_end().await?;
     tracing::info!("agent ends; Services are answered on");
     engine.end();
     proxy.end();

@@ -209,14 +209,14 @@ impl PullServiceAccount {
 /// (`imagePullCredentialsVerificationPolicy`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum VerificationPolicy {
-    /// None.
+    /// No image: every present one serves every pod.
     NeverVerify,
-    /// Those that were pulled for pods.
+    /// Images that were pulled for pods.
     #[default]
     NeverVerifyPreloadedImages,
-    /// All but those of the list (`preloadedImagesVerificationAllowlist`): repositories, and prefixes that end in `/*`.
+    /// All images but those of the list (`preloadedImagesVerificationAllowlist`): repositories, and prefixes that end in `/*`.
     NeverVerifyAllowlistedImages(Vec<String>),
-    /// All.
+    /// All images.
     AlwaysVerify,
 }
 

@@ -57,14 +57,7 @@ pub(super) fn image(seed: u64, layer: usize) -> Result<Image> {
     if let Some(first) = image.layers.first_mut() {
         first.push(Entry::file("seed", 0o644, seed.to_string()));
     }
-    let layers = (1..LAYERS as u64).map(|n| {
-        let mut state = seed * 1000 + n + 1;
-        let noise = std::iter::repeat_with(move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        });
-        vec![Entry::file(&format!("f{n}"), 0o644, noise.take(layer).collect::<Vec<u8>>())]
-    });
+    let layers = (1..LAYERS as u64).map(|n| vec![Entry::noise(&format!("f{n}"), seed * 1000 + n + 1, layer)]);
     image.layers.extend(layers);
     Ok(image)
 }

@@ -71,12 +71,7 @@ pub(super) fn run(args: &LoadArgs, dir: &Path, keep: bool) -> Result<bool> {
     if let Some(name) = args.only.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("there is no load {name}; there are: {}", names.join(", "));
     }
-    let load = tools::programs(tools::Build::Plain)?.join("berth-load");
-    // A ready directory (`BERTH_BIN`) has all of them.
-    if !load.starts_with(std::env::var_os("BERTH_BIN").unwrap_or_else(|| "/nowhere".into())) {
-        let built = tools::cargo(&["build", "--quiet", "--locked", "--package", "berth-load"]).status();
-        ensure!(built.context("cannot run cargo")?.success(), "berth-load does not build");
-    }
+    let load = tools::load()?;
     let options = Options { keep, ..Options::new(Node::Berth, Etcd::Old, Audit::ToNodes) };
     let cluster = cluster::start(dir, &options)?;
     let done = loads(args, &cluster, load);

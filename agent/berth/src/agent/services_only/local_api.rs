@@ -2,27 +2,26 @@
 //! refused.
 
 use super::super::{
-    control_plane::ControlPlaneHealth, exec_session::LocalExec, host_network::Host,
-    image_requests::LocalPull, service_inputs::ServicesHealth, sources::Latest,
+    control_plane::ControlPlaneHealth,
+    exec_session::LocalExec,
+    host_network::Host,
+    image_requests::LocalPull,
+    local_api::{addresses_view, view_of_process},
+    local_server::{Published, write_node},
+    service_inputs::ServicesHealth,
+    sources::Latest,
 };
 use anyhow::Context as _;
 use berth_api::{
     files,
     message::{ErrorCode, ExecSpec},
-    view::{AddressesView, Health, ImageDetails, ImageView, NodeView},
+    view::{Health, ImageDetails, ImageView, NodeView},
 };
 use berth_core::{roots::Roots, time::Wall};
 use berth_pods::DesiredSet;
-use berth_server::{ApiError, Backend, Server, WatchCache, bind, status_files};
-use berth_sys::{clock, process};
+use berth_server::{ApiError, Backend, WatchCache, status_files};
 use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio::{
-    sync::{oneshot, watch},
-    task::{JoinHandle, spawn_blocking},
-};
-
-/// Deadline for each task to end.
-const GOODBYE: Duration = Duration::from_secs(2);
+use tokio::{sync::watch, task::JoinHandle};
 
 /// Time for which a burst of changes is gathered into one write.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -54,33 +53,19 @@ impl Backend for ServicesApi {
     type Pull = LocalPull;
 
     async fn status(&self) -> NodeView {
-        let pid = std::process::id();
         let host = self.host.borrow().clone();
         let said_of_kube_proxy = self.kube_proxies.borrow().clone();
         let problems = host.problems.iter().map(ToString::to_string).chain(said_of_kube_proxy);
-        let addresses = AddressesView {
-            node_ips: host.node_ips.clone(),
-            uplinks: host.uplinks.values().map(|u| u.name.to_string()).collect(),
-            problems: problems.collect(),
-        };
+        let addresses = addresses_view(&host, problems);
         let listed = self.latest.borrow().cluster().is_some_and(|snapshot| snapshot.listed);
         NodeView {
-            node: self.roots.node_name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid,
-            // A running process always has a start time.
-            start_time: process::start_time(pid).ok().flatten().unwrap_or_default(),
-            since: self.since,
             containerd: Health::good(NOT_USED),
             network: Health::good(NOT_USED),
             logd: Health::good(NOT_USED),
             services: Some(self.services.get()),
-            dns: None,
-            image_disk: None,
             addresses: Some(addresses),
-            sources: Vec::new(),
             control_plane: Some(self.control_plane.view(listed)),
-            as_of: clock::wall(),
+            ..view_of_process(&self.roots, self.since)
         }
     }
 
@@ -116,8 +101,7 @@ impl Backend for ServicesApi {
 /// The running tasks.
 pub(super) struct Serving {
     api: ServicesApi,
-    files: (oneshot::Sender<()>, JoinHandle<()>),
-    socket: (oneshot::Sender<()>, JoinHandle<()>),
+    published: Published,
     node_file: JoinHandle<()>,
 }
 
@@ -128,28 +112,17 @@ pub(super) async fn start(
     desired: watch::Receiver<Arc<DesiredSet>>,
 ) -> anyhow::Result<Serving> {
     status_files::prepare(&api.roots).context("make the directory of status files")?;
-    let listener = bind(&api.roots.agent_socket()).context("open the local socket")?;
-    let (stop_files, stopped) = oneshot::channel();
-    let files = tokio::spawn(status_files::keep(cache.clone(), api.roots.clone(), stopped));
-    let (stop_socket, stopped) = oneshot::channel();
-    let server = Server { cache, backend: Arc::new(api.clone()) };
-    let socket = tokio::spawn(server.run(listener, stopped));
+    let published = Published::start(&api.roots, cache, api.clone())?;
     let node_file = tokio::spawn(keep_node_file(api.clone(), desired));
-    Ok(Serving { api, files: (stop_files, files), socket: (stop_socket, socket), node_file })
+    Ok(Serving { api, published, node_file })
 }
 
 impl Serving {
     /// Ends the tasks; the last state is written to the status file.
     pub(super) async fn shutdown(self) {
         self.node_file.abort();
-        write_node(&self.api).await;
-        for (what, (stop, task)) in [("socket", self.socket), ("status files", self.files)] {
-            // The receiver is gone where the task has ended by itself.
-            stop.send(()).ok();
-            if tokio::time::timeout(GOODBYE, task).await.is_err() {
-                tracing::warn!(what, "task has not ended in time");
-            }
-        }
+        write_node(&self.api.roots, &self.api).await;
+        self.published.end().await;
     }
 }
 
@@ -158,7 +131,7 @@ impl Serving {
 async fn keep_node_file(api: ServicesApi, mut desired: watch::Receiver<Arc<DesiredSet>>) {
     let mut proxies = api.kube_proxies.clone();
     loop {
-        write_node(&api).await;
+        write_node(&api.roots, &api).await;
         loop {
             tokio::select! {
                 changed = desired.changed() => match changed {
@@ -176,14 +149,5 @@ async fn keep_node_file(api: ServicesApi, mut desired: watch::Receiver<Arc<Desir
         }
         tokio::time::sleep(SETTLE).await;
         desired.mark_unchanged();
-    }
-}
-
-async fn write_node(api: &ServicesApi) {
-    let (view, roots) = (api.status().await, api.roots.clone());
-    match spawn_blocking(move || status_files::write_node(&roots, &view)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "cannot write the node's status file"),
-        Err(error) => tracing::error!(%error, "cannot write the node's status file: the writer panicked"),
     }
 }
