@@ -1,0 +1,30 @@
+//! The node's client of drivers of the Container Storage Interface.
+//!
+//! A [`Driver`] is a driver behind its Unix socket, with one method for each call of the node service. The answers and
+//! requests are types of this crate: nothing of the generated messages, and nothing of Kubernetes, crosses its border.
+//!
+//! Owns: no task and no state but the address. Each call has a connection of its own, as the kubelet's have: a call
+//! that hangs holds up no other, and a driver that was replaced is reached by the next call.
+//!
+//! Invariants: every call ends at its deadline; an answer has at most [`ANSWER_MAX`] bytes; no secret is in a `Debug`
+//! or in an error of this crate. Whatever the driver sends is an answer or an [`Error`], and
+//! [`Error::is_final`] tells whether the state of the volume is known after it.
+
+mod answer;
+mod capability;
+mod driver;
+mod error;
+mod names;
+mod request;
+mod secrets;
+mod transport;
+
+pub use answer::{Condition, NodeCapabilities, NodeInfo, PluginInfo, Usage, VolumeStats};
+pub use capability::{AccessMode, AccessType, MountVolume, VolumeCapability};
+pub use driver::{Deadlines, Driver};
+pub use error::{Call, Error, Subject};
+pub use names::{DriverName, InvalidName, VolumeId};
+pub use request::{Expand, GetVolumeStats, Publish, Stage, Unpublish, Unstage};
+pub use secrets::Secrets;
+pub use tonic::Code;
+pub use transport::ANSWER_MAX;
