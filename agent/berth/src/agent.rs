@@ -19,6 +19,7 @@ mod local_api;
 mod local_server;
 mod node;
 mod node_api;
+mod plain_http;
 mod service_inputs;
 mod services;
 mod services_only;
@@ -34,7 +35,7 @@ use self::{
     image_collection::ImageCollection,
     local_api::LocalApi,
     service_inputs::{PodsOfNode, ServicesHealth},
-    services::{EngineInputs, ServicesConfig},
+    services::{EngineInputs, HealthChecks, ServicesConfig},
     statistics::NodeStatistics,
     status_manager::StatusManager,
 };
@@ -321,6 +322,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             host: host_network.clone(),
             node: node.clone(),
             health,
+            health_checks: HealthChecks::default(),
             makes_endpoints: args.kubeconfig.is_none(),
         };
         services::start(config, inputs, sources.latest.clone())

@@ -3,7 +3,7 @@
 //! made without waiting.
 
 use crate::{ResponseBody, health::Answer, response};
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::json;
 use std::sync::Arc;
@@ -33,6 +33,41 @@ pub fn mode() -> Answer {
     })
 }
 
+/// What a load balancer learns of a Service on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceHealth {
+    /// The Service's namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub name: String,
+    /// Number of the node's ready endpoints.
+    pub local_endpoints: usize,
+    /// Whether Services are answered on this node.
+    pub answers: bool,
+}
+
+/// The answers at a Service's `healthCheckNodePort`, on every path (`pkg/proxy/healthcheck/service_health.go`). The node is
+/// to get traffic while it has an endpoint and answers.
+pub fn service_health(of: impl Fn() -> ServiceHealth + Send + Sync + 'static) -> Answer {
+    Arc::new(move |_request: &Request<Incoming>| service_answer(&of()))
+}
+
+fn service_answer(health: &ServiceHealth) -> Response<ResponseBody> {
+    let body = json!({
+        "service": {"namespace": health.namespace, "name": health.name},
+        "localEndpoints": health.local_endpoints,
+        "serviceProxyHealthy": health.answers,
+    });
+    let mut response = response::json(body.to_string().into());
+    if health.local_endpoints == 0 || !health.answers {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert("x-load-balancing-endpoint-weight", HeaderValue::from(health.local_endpoints));
+    response
+}
+
 fn of_path(path: &str, answers: bool, eligible: bool) -> Response<ResponseBody> {
     let (healthy, with_node) = match path {
         "/healthz" => (answers && eligible, true),
@@ -55,6 +90,24 @@ fn of_path(path: &str, answers: bool, eligible: bool) -> Response<ResponseBody> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_gets_traffic_where_it_has_an_endpoint_and_is_answered() {
+        let health = |local_endpoints, answers| ServiceHealth {
+            namespace: "default".into(),
+            name: "web".into(),
+            local_endpoints,
+            answers,
+        };
+        let told = |local_endpoints, answers| {
+            let response = service_answer(&health(local_endpoints, answers));
+            let weight = response.headers()["x-load-balancing-endpoint-weight"].to_str().unwrap().to_owned();
+            (response.status().as_u16(), weight)
+        };
+        assert_eq!(told(2, true), (200, "2".to_owned()));
+        assert_eq!(told(0, true), (503, "0".to_owned()));
+        assert_eq!(told(2, false), (503, "2".to_owned()));
+    }
 
     #[test]
     fn a_node_that_is_about_to_go_gets_no_traffic_and_lives() {

@@ -3,6 +3,7 @@
 use crate::{
     Net, NodeFacts, NoticeReason, Transport, Wanted, WantedPort,
     endpoint_choice::{Chosen, Uses, choose},
+    health_check::health_check,
 };
 use berth_core::model::{
     EndpointSlice, Protocol, Service, ServicePort, ServiceType, SourceRange, TrafficPolicy,
@@ -19,9 +20,7 @@ pub fn compile(service: &Service, slices: &[Arc<EndpointSlice>], node: &NodeFact
     if service.foreign || service.headless || service.kind == ServiceType::ExternalName {
         return wanted;
     }
-    if let Some(port) = service.health_check_node_port {
-        wanted.notices.push(NoticeReason::HealthCheck { port });
-    }
+    wanted.health_check = health_check(service, slices, node);
     wanted.v4 = family::<V4>(service, slices, node, &mut wanted.notices);
     wanted.v6 = family::<V6>(service, slices, node, &mut wanted.notices);
     wanted

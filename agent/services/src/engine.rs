@@ -159,6 +159,9 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
         }
         let due = self.datapath.round(&mut self.reconciler, &self.pods, now);
         self.tell_health();
+        if let Some(checks) = self.reconciler.changed_health_checks() {
+            self.node.health_checks(checks);
+        }
         let notices = self.datapath.take_notices();
         let published = self.publish(notices, now);
         let due = due.into_iter().chain(published).min();

@@ -2,9 +2,9 @@
 //! supplies wanted objects and pods and receives results, [`DatapathBackend`] is the kernel with its tables
 //! and devices.
 
-use crate::{HostNetwork, LinkLayer, Named, Notice, Table, Tables, VethPair};
+use crate::{HealthCheck, HostNetwork, LinkLayer, Named, Notice, Table, Tables, VethPair};
 use berth_core::{
-    ids::PodUid,
+    ids::{PodKey, PodUid},
     model::{EndpointSlice, Pod, Service},
     shared::Changes,
     status::PodStatus,
@@ -107,6 +107,9 @@ pub trait ServiceInputs {
 
     /// Reports a notice to the owner of a Service.
     fn notify(&mut self, notice: &Notice);
+
+    /// Takes the ports at which load balancers ask for the health of Services, after a change.
+    fn health_checks(&mut self, checks: &BTreeMap<PodKey, HealthCheck>);
 
     /// Reports the health of the data plane after a change.
     fn health(&mut self, health: &DatapathHealth);

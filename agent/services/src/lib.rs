@@ -19,6 +19,7 @@
 mod compile;
 mod endpoint_choice;
 mod engine;
+mod health_check;
 mod host_network;
 mod interfaces;
 mod kernel;
@@ -30,6 +31,7 @@ mod wanted;
 pub use berth_ebpf_tables::{Difference, Net};
 pub use compile::compile;
 pub use engine::{Config, Engine};
+pub use health_check::HealthCheck;
 pub use host_network::{
     DefaultRoute, HostNetwork, HostNetworkConfig, KernelNetwork, LinkLayer, NetworkProblem, Uplink,
 };

@@ -20,7 +20,8 @@ mod stale;
 mod write;
 
 use crate::{
-    Difference, Net, NodeFacts, Notice, TableError, Tables, Transport, compile, tables::FamilyTables,
+    Difference, HealthCheck, Net, NodeFacts, Notice, TableError, Tables, Transport, compile,
+    tables::FamilyTables,
 };
 use berth_core::{
     ids::PodKey,
@@ -116,6 +117,9 @@ pub struct TableReconciler {
     listed: bool,
     stale: Vec<StaleBackend>,
     notices: Vec<Notice>,
+    health_checks: BTreeMap<PodKey, HealthCheck>,
+    /// Whether the health checks differ from the last told ones.
+    health_checks_changed: bool,
 }
 
 /// Allocator of Service port ids. Ids ascend, so that a freed id stays unused for as long as possible.
@@ -156,6 +160,8 @@ impl TableReconciler {
             listed: false,
             stale: Vec::new(),
             notices: Vec::new(),
+            health_checks: BTreeMap::new(),
+            health_checks_changed: true,
         }
     }
 
@@ -324,6 +330,13 @@ impl TableReconciler {
         compiled.chain(self.v4.notices()).chain(self.v6.notices())
     }
 
+    /// The health checks of all Services, where they have changed since the last call. The first call returns them once
+    /// all Services were compiled.
+    pub fn changed_health_checks(&mut self) -> Option<&BTreeMap<PodKey, HealthCheck>> {
+        let told = self.listed && self.dirty.is_empty() && mem::take(&mut self.health_checks_changed);
+        told.then_some(&self.health_checks)
+    }
+
     /// Number of frontends without an entry plus ports that are published in part, because a table is full.
     pub fn unfit(&self) -> usize {
         let of = |keys: usize, ports: usize| keys.saturating_add(ports);
@@ -357,6 +370,11 @@ impl TableReconciler {
             self.notices.push(Notice { service: key.clone(), uid: Arc::clone(&owner.uid), why: why.clone() });
         }
         entry.notified = wanted.notices;
+        let before = match &wanted.health_check {
+            Some(check) => self.health_checks.insert(key.clone(), check.clone()),
+            None => self.health_checks.remove(key),
+        };
+        self.health_checks_changed |= before != wanted.health_check;
         if entry.service.is_none() && entry.slices.is_empty() {
             self.entries.remove(key);
         }

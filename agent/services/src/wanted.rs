@@ -1,6 +1,6 @@
 //! Wanted ports of a Service on this node, ready for the tables.
 
-use crate::Net;
+use crate::{HealthCheck, Net};
 use berth_core::ids::PodKey;
 use berth_ebpf_abi::{Backend, ServiceKey, V4, V6};
 use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
@@ -53,6 +53,8 @@ pub struct Wanted {
     pub v4: Vec<WantedPort<V4>>,
     /// The Service's ports over IPv6.
     pub v6: Vec<WantedPort<V6>>,
+    /// The port at which load balancers ask for the Service's health.
+    pub health_check: Option<HealthCheck>,
     /// Parts of the Service that this node does not serve.
     pub notices: Vec<NoticeReason>,
 }
@@ -111,12 +113,6 @@ pub enum NoticeReason {
         /// The address.
         address: IpAddr,
     },
-    /// `healthCheckNodePort` is not answered on this node: a load balancer that checks there takes the node
-    /// for dead.
-    HealthCheck {
-        /// The port.
-        port: u16,
-    },
     /// The node answers the address itself.
     Own {
         /// The address.
@@ -166,10 +162,9 @@ impl NoticeReason {
     /// The event's reason.
     pub fn reason(&self) -> &'static str {
         match self {
-            NoticeReason::Sctp { .. }
-            | NoticeReason::SourceRanges { .. }
-            | NoticeReason::HealthCheck { .. }
-            | NoticeReason::Own { .. } => "NotCarried",
+            NoticeReason::Sctp { .. } | NoticeReason::SourceRanges { .. } | NoticeReason::Own { .. } => {
+                "NotCarried"
+            }
             NoticeReason::TooMany { .. } => "TooManyEndpoints",
             NoticeReason::NoRoom { .. } | NoticeReason::CutShort { .. } => "ServiceTablesFull",
             NoticeReason::Taken { address, .. } if address.is_unspecified() => "PortAlreadyAllocated",
@@ -184,12 +179,6 @@ impl fmt::Display for NoticeReason {
             NoticeReason::Sctp { port } => write!(f, "port {port}: SCTP is not carried"),
             NoticeReason::SourceRanges { address } => {
                 write!(f, "{address} is not served: loadBalancerSourceRanges are not enforced on this node")
-            }
-            NoticeReason::HealthCheck { port } => {
-                write!(
-                    f,
-                    "healthCheckNodePort {port} is not answered on this node: nothing may ask there for its health"
-                )
             }
             NoticeReason::Own { address } => {
                 write!(

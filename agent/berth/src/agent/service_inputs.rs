@@ -1,7 +1,7 @@
 //! The agent as the engine of Services sees it: sources and reports in; the DNS zone,
 //! `services.json` and notices out.
 
-use super::{node::NodeWatch, sources::Latest, status_manager::StatusManager};
+use super::{node::NodeWatch, services::HealthChecks, sources::Latest, status_manager::StatusManager};
 use crate::dns::DEFAULT_DOMAIN;
 use berth_api::{
     services::{NamedPort, ServicesFile},
@@ -9,7 +9,7 @@ use berth_api::{
 };
 use berth_core::{
     event::{Event, EventRecord, Involved},
-    ids::PodUid,
+    ids::{PodKey, PodUid},
     model::{EndpointSlice, Service},
     roots::Roots,
     status::{Phase, PodStatus},
@@ -19,7 +19,9 @@ use berth_core::{
 use berth_dns::{PodNames, Publisher, build};
 use berth_executor::NodeExecutor;
 use berth_pods::Reports as _;
-use berth_services::{Cause, DatapathHealth, Named, Notice, ObservedPod, ServiceInputs, SourceChanges};
+use berth_services::{
+    Cause, DatapathHealth, HealthCheck, Named, Notice, ObservedPod, ServiceInputs, SourceChanges,
+};
 use berth_source::{
     DesiredPod, RawPod, Snapshot,
     controllers::endpoint_slices::{self, EndpointPod},
@@ -46,6 +48,7 @@ pub(super) struct AgentInputs {
     /// Publisher of the DNS zone, opened with the first zone.
     pub(super) publisher: Option<Publisher>,
     pub(super) health: ServicesHealth,
+    pub(super) health_checks: HealthChecks,
     /// Whether this node makes the EndpointSlices of Services.
     pub(super) makes_endpoints: bool,
     /// The notices of an earlier agent that are still to come again.
@@ -197,6 +200,10 @@ impl ServiceInputs for AgentInputs {
         notices.sort();
         let file = ServicesFile { as_of: clock::wall(), ports, notices, next_id };
         Ok(berth_sys::fs::write_atomic(&self.roots.services_file(), &serde_json::to_vec(&file)?, 0o644)?)
+    }
+
+    fn health_checks(&mut self, checks: &BTreeMap<PodKey, HealthCheck>) {
+        self.health_checks.set(checks.clone());
     }
 
     fn health(&mut self, health: &DatapathHealth) {

@@ -5,8 +5,10 @@
 //! changes, and starts a new thread after a panic or for a new zone. The engine's page says what a
 //! wake-up does and what happens on failure.
 
+mod health_check_ports;
 mod limits;
 
+pub(crate) use health_check_ports::HealthChecks;
 pub(crate) use limits::Limits;
 
 use super::{
@@ -72,6 +74,8 @@ pub(crate) struct EngineInputs {
     pub(crate) node: NodeWatch,
     /// The health of Services, for the status page.
     pub(crate) health: ServicesHealth,
+    /// The ports at which load balancers ask for the health of Services.
+    pub(crate) health_checks: HealthChecks,
     /// Whether this node makes the EndpointSlices of Services; a control plane makes them otherwise.
     pub(crate) makes_endpoints: bool,
 }
@@ -79,18 +83,26 @@ pub(crate) struct EngineInputs {
 /// The task that wakes the engine's thread.
 pub(crate) struct Services {
     task: JoinHandle<()>,
+    health_check_ports: JoinHandle<()>,
 }
 
 impl Services {
     /// Ends the task, and the thread with it. Tables, hooks and names stay.
     pub(crate) fn end(self) {
         self.task.abort();
+        self.health_check_ports.abort();
     }
 }
 
 /// Starts the task and the thread.
 pub(crate) fn start(config: ServicesConfig, inputs: EngineInputs, changed: Latest) -> Services {
-    Services { task: tokio::spawn(wake_engine(config, inputs, changed)) }
+    let health_check_ports = tokio::spawn(health_check_ports::serve(
+        config.roots.node_name.clone(),
+        inputs.health_checks.clone(),
+        inputs.health.clone(),
+        Arc::clone(&inputs.status),
+    ));
+    Services { task: tokio::spawn(wake_engine(config, inputs, changed)), health_check_ports }
 }
 
 async fn wake_engine(config: ServicesConfig, inputs: EngineInputs, mut sources: Latest) {
@@ -144,7 +156,8 @@ fn spawn(
     let run = move || {
         let ServicesConfig { roots, exe, cgroup, networks: pod_networks, clear, options } = config;
         let ServiceOptions { networks, sizes } = options;
-        let EngineInputs { status, latest, pods, host, node, health, makes_endpoints } = inputs;
+        let EngineInputs { status, latest, pods, host, node, health, health_checks, makes_endpoints } =
+            inputs;
         // One look: a second borrow beside the first would wait for a writer that waits for the first.
         let info = Arc::clone(&node.borrow());
         let stored = service_inputs::stored(&roots);
@@ -169,6 +182,7 @@ fn spawn(
             reported: Vec::new(),
             publisher: None,
             health,
+            health_checks,
             makes_endpoints,
         };
         Engine::new(engine, kernel, inputs).run(&wakes);

@@ -20,7 +20,7 @@ use super::{
     control_plane::ControlPlaneHealth,
     host_network, node, ready_until_told_to_end,
     service_inputs::{PodsOfNode, ReportedPods, ServicesHealth},
-    services::{self, EngineInputs, ServicesConfig},
+    services::{self, EngineInputs, HealthChecks, ServicesConfig},
     sources,
     status_manager::StatusManager,
 };
@@ -118,6 +118,7 @@ pub(super) async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
             host,
             node,
             health,
+            health_checks: HealthChecks::default(),
             makes_endpoints: false,
         },
         sources.latest.clone(),

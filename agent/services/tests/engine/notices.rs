@@ -64,20 +64,33 @@ fn a_table_that_is_full_stops_nothing_else_and_is_told() {
 }
 
 #[test]
-fn the_owner_hears_of_a_health_check_port_that_nobody_answers() {
+fn a_health_check_counts_the_ready_endpoints_of_this_node() {
     let world = listed();
     let mut service = service("web", "10.96.0.1", &[("", Protocol::Tcp, 80, Some(30080))]);
     service.kind = ServiceType::LoadBalancer;
     service.external_policy = TrafficPolicy::Local;
     service.health_check_node_port = Some(32100);
-    world.state().services = Arc::new(vec![Arc::new(service)]);
+    let mut slice = behind("web", &["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"]);
+    {
+        let slice = Arc::make_mut(&mut slice);
+        for (endpoint, (node, ready)) in
+            slice.endpoints.iter_mut().zip([("n", true), ("n", false), ("m", true), ("n", true)])
+        {
+            (endpoint.node, endpoint.ready) = (Some(node.into()), ready);
+        }
+    }
+    world.state().services = Arc::new(vec![Arc::new(service.clone())]);
+    world.state().slices = Arc::new(vec![slice]);
     let mut engine = engine(&world);
-    rounds(&mut engine, &world, |w| w.state().files == 1);
-    let state = world.state();
-    let told: Vec<_> = state.told.iter().map(|n| (n.why.reason(), n.why.to_string())).collect();
-    let [("NotCarried", why)] = &*told else { panic!("{told:?}") };
-    assert!(why.contains("healthCheckNodePort 32100 is not answered"), "{why}");
-    assert_eq!(state.notices.len(), 1, "and `berth services` says so for as long as it holds");
+    let told =
+        |w: &World| w.state().health_checks.values().map(|c| (c.port, c.local_endpoints)).collect::<Vec<_>>();
+    rounds(&mut engine, &world, |w| told(w) == [(32100, 2)]);
+    assert!(world.state().told.is_empty(), "{:?}", world.state().told);
+    Arc::make_mut(&mut world.state().slices).clear();
+    rounds(&mut engine, &world, |w| told(w) == [(32100, 0)]);
+    service.external_policy = TrafficPolicy::Cluster;
+    world.state().services = Arc::new(vec![Arc::new(service)]);
+    rounds(&mut engine, &world, |w| told(w).is_empty());
 }
 
 /// The API server rejects a ClusterIP that another Service has, whatever their ports.

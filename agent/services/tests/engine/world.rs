@@ -12,7 +12,7 @@ use berth_core::{
 };
 use berth_ebpf_abi::{Client, LocalPod, NodeAddress, PodDevice, V4};
 use berth_ebpf_loader::{DeviceRole, StalePeer};
-use berth_services::{DatapathHealth, Device, Notice, ObservedPod, PodNetwork, VethPair};
+use berth_services::{DatapathHealth, Device, HealthCheck, Notice, ObservedPod, PodNetwork, VethPair};
 pub(crate) use kernel::FakeKernel;
 pub(crate) use node::FakeNode;
 use std::{
@@ -72,6 +72,7 @@ pub(crate) struct State {
     pub(crate) files: usize,
     pub(crate) told: Vec<Notice>,
     pub(crate) health: DatapathHealth,
+    pub(crate) health_checks: BTreeMap<PodKey, HealthCheck>,
     /// The last published notices.
     pub(crate) notices: Vec<Notice>,
     pub(crate) clients: BTreeMap<u64, Client>,

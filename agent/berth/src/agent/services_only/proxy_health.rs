@@ -4,24 +4,15 @@
 //!
 //! kube-proxy has the same ports. While one runs they are its own: each is tried again until it is free.
 
-use super::super::service_inputs::ServicesHealth;
+use super::super::{plain_http, service_inputs::ServicesHealth};
 use berth_cluster::publish::node::NewestNode;
-use berth_core::error::Chain;
-use berth_nodeapi::{
-    health::{self, Answer},
-    listen,
-    proxy::{self, Proxy},
-};
+use berth_nodeapi::proxy::{self, Proxy};
 use serde_json::Value;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
-
-/// Time between two tries of a port.
-const AGAIN: Duration = Duration::from_secs(1);
+use tokio::{sync::watch, task::JoinHandle};
 
 /// What the cluster autoscaler marks a node with that it is about to delete.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
@@ -75,29 +66,9 @@ pub(super) fn start(args: &ProxyArgs, services: ServicesHealth, node: NewestNode
     ];
     let served = ports.into_iter().filter(|(_, port, _)| *port != 0);
     let tasks = served.map(|(address, port, answer)| {
-        tokio::spawn(serve(SocketAddr::new(address, port), answer, stopped.clone()))
+        tokio::spawn(plain_http::serve(SocketAddr::new(address, port), answer, stopped.clone(), |_taken| ()))
     });
     ProxyHealth { tasks: tasks.collect(), stop }
-}
-
-/// Serves an address, as soon as it is free.
-async fn serve(address: SocketAddr, answer: Answer, stop: watch::Receiver<()>) {
-    let mut told = false;
-    let listener = loop {
-        match listen(address) {
-            Ok(listener) => break listener,
-            Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!(error = %Chain(&error), "tried again until kube-proxy, or who else has the address, is gone");
-                }
-                sleep(AGAIN).await;
-            }
-        }
-    };
-    if told {
-        tracing::info!(%address, "served");
-    }
-    health::serve(answer, listener, stop).await;
 }
 
 struct Served {

@@ -3,11 +3,13 @@
 use super::World;
 use crate::support::{endpoint, key};
 use berth_core::{
-    ids::PodUid,
+    ids::{PodKey, PodUid},
     model::{Endpoint, EndpointPort, EndpointSlice, Service},
     shared::{Changes, Keyed, Shared},
 };
-use berth_services::{Cause, DatapathHealth, Named, Notice, ObservedPod, ServiceInputs, SourceChanges};
+use berth_services::{
+    Cause, DatapathHealth, HealthCheck, Named, Notice, ObservedPod, ServiceInputs, SourceChanges,
+};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// Node of a test.
@@ -105,6 +107,10 @@ impl ServiceInputs for FakeNode {
 
     fn notify(&mut self, notice: &Notice) {
         self.world.state().told.push(notice.clone());
+    }
+
+    fn health_checks(&mut self, checks: &BTreeMap<PodKey, HealthCheck>) {
+        self.world.state().health_checks = checks.clone();
     }
 
     fn health(&mut self, health: &DatapathHealth) {
