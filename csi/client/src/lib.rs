@@ -17,6 +17,8 @@ mod error;
 mod names;
 mod request;
 mod secrets;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod transport;
 
 pub use answer::{Condition, NodeCapabilities, NodeInfo, PluginInfo, Usage, VolumeStats};

@@ -139,6 +139,7 @@ const TESTS_MAY_USE: &[(&str, &str, &str)] = &[
     ("berth-pause", "berth-sys", "the program is started as the agent starts it"),
     ("berth-tests-node", "berth-core", "the kinds of action"),
     ("berth-tests-node", "berth-sys", "mounts"),
+    ("berth-csi-client", "berth-csi-client", "with the feature that makes a driver for tests"),
     ("berth-ebpf-decide", "berth-ebpf-decide", "with the feature that makes random cases"),
 ];
 
