@@ -1,5 +1,7 @@
 //! The client against a driver that answers late, twice, never, wrongly, or dies.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
 use berth_csi_client::{
     testing::{Answer, Fault, Options, Outcome, TestDriver},
     *,

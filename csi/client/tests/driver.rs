@@ -1,5 +1,7 @@
 //! The driver for tests itself: it mounts what is published, and leaves nothing. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
 use berth_csi_client::{
     testing::{Options, Outcome, TestDriver},
     *,
