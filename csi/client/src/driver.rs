@@ -4,7 +4,7 @@ use crate::{
     Call, DriverName, Error, Expand, GetVolumeStats, NodeCapabilities, NodeInfo, PluginInfo, Publish, Stage,
     Unpublish, Unstage, VolumeId, VolumeStats, answer,
     error::Subject,
-    transport::{self, ANSWER_MAX, Connection},
+    transport::{self, Connection, ask},
 };
 use berth_csi_proto::csi::{self, identity_client::IdentityClient, node_client::NodeClient};
 use std::{
@@ -39,16 +39,6 @@ pub struct Driver {
     name: DriverName,
     endpoint: Arc<Path>,
     deadlines: Deadlines,
-}
-
-/// Declares a call: its method of the client, with the answer's size bounded.
-macro_rules! ask {
-    ($client:ident . $method:ident) => {
-        |connection, request: Request<_>| async move {
-            let mut client = $client::new(connection).max_decoding_message_size(ANSWER_MAX);
-            client.$method(request).await
-        }
-    };
 }
 
 impl Driver {
@@ -230,7 +220,8 @@ impl Driver {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let connection = Connection::new(&self.endpoint);
-        transport::call(connection, self.subject(call, volume), within, message, send).await
+        let answer = transport::call(connection, within, message, send).await;
+        answer.map_err(|failure| Error::of(self.subject(call, volume), failure))
     }
 
     fn subject(&self, call: Call, volume: Option<&VolumeId>) -> Subject {

@@ -1,6 +1,6 @@
 //! Errors of calls.
 
-use crate::{DriverName, VolumeId};
+use crate::{DriverName, VolumeId, transport::Failure};
 use std::{fmt, path::PathBuf, time::Duration};
 use tonic::Code;
 
@@ -112,6 +112,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The failure of this call.
+    pub(crate) fn of(subject: Subject, failure: Failure) -> Error {
+        match failure {
+            Failure::Refused(code, message) => Error::Refused { subject, code, message },
+            Failure::Deadline(within) => Error::Deadline { subject, within },
+            Failure::NoAnswer(reason) => Error::NoAnswer { subject, reason },
+        }
+    }
+
     /// Whether the state of the volume is known: the call did not begin, or it failed and is over. After any other
     /// error the call may still run or may have taken effect, so that what it does must be undone later even if it
     /// never succeeds.

@@ -3,8 +3,12 @@
 //! A [`Driver`] is a driver behind its Unix socket, with one method for each call of the node service. The answers and
 //! requests are types of this crate: nothing of the generated messages, and nothing of Kubernetes, crosses its border.
 //!
-//! Owns: no task and no state but the address. Each call has a connection of its own, as the kubelet's have: a call
-//! that hangs holds up no other, and a driver that was replaced is reached by the next call.
+//! Plugins introduce themselves to the node in a directory of sockets: [`registration`] follows it and has the node's
+//! drivers.
+//!
+//! Owns: the tasks of the registration. A [`Driver`] has no task and no state but the address. Each call has a
+//! connection of its own, as the kubelet's have: a call that hangs holds up no other, and a driver that was replaced is
+//! reached by the next call.
 //!
 //! Invariants: every call ends at its deadline; an answer has at most [`ANSWER_MAX`] bytes; no secret is in a `Debug`
 //! or in an error of this crate. Whatever the driver sends is an answer or an [`Error`], and
@@ -15,6 +19,7 @@ mod capability;
 mod driver;
 mod error;
 mod names;
+pub mod registration;
 mod request;
 mod secrets;
 #[cfg(feature = "testing")]

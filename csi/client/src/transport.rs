@@ -1,6 +1,5 @@
 //! One connection for one call, and whether the driver itself ended the call.
 
-use crate::error::{Error, Subject};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use std::{
@@ -17,7 +16,7 @@ use std::{
 };
 use tokio::net::UnixStream;
 use tonic::{
-    Request, Response, Status,
+    Code, Request, Response, Status,
     body::Body,
     transport::{Channel, Endpoint},
 };
@@ -28,6 +27,18 @@ pub const ANSWER_MAX: usize = 1 << 20;
 
 /// The most characters of a driver's text that an error keeps. Texts of mount(8) are long.
 const MESSAGE_MAX: usize = 4096;
+
+/// Declares a call: its method of the client, with the answer's size bounded.
+macro_rules! ask {
+    ($client:ident . $method:ident) => {
+        |connection, request: tonic::Request<_>| async move {
+            let mut client =
+                $client::new(connection).max_decoding_message_size($crate::transport::ANSWER_MAX);
+            client.$method(request).await
+        }
+    };
+}
+pub(crate) use ask;
 
 /// A connection that notes whether the driver sent a status. An error without one was made by this side.
 #[derive(Clone)]
@@ -85,14 +96,27 @@ fn note(answered: &AtomicBool, headers: &http::HeaderMap) {
     }
 }
 
-/// Makes the call on `connection`, and waits for its answer until the deadline, which the driver is told.
+/// How a call failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The server's own status.
+    #[error("{0:?}: {1}")]
+    Refused(Code, String),
+    /// No answer within this time.
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    Deadline(Duration),
+    /// No connection, or one that ended or carried what is no answer.
+    #[error("no usable answer: {0}")]
+    NoAnswer(String),
+}
+
+/// Makes the call on `connection`, and waits for its answer until the deadline, which the server is told.
 pub(crate) async fn call<M, T, F>(
     connection: Connection,
-    subject: Subject,
     within: Duration,
     message: M,
     send: impl FnOnce(Connection, Request<M>) -> F,
-) -> Result<T, Error>
+) -> Result<T, Failure>
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
@@ -104,15 +128,14 @@ where
     let status = match answer {
         Ok(Ok(answer)) => return Ok(answer.into_inner()),
         Ok(Err(status)) => status,
-        Err(_elapsed) => return Err(Error::Deadline { subject, within }),
+        Err(_elapsed) => return Err(Failure::Deadline(within)),
     };
     if answered.load(Ordering::Relaxed) && status.source().is_none() {
-        let (code, message) = (status.code(), shortened(status.message()));
-        return Err(Error::Refused { subject, code, message });
+        return Err(Failure::Refused(status.code(), shortened(status.message())));
     }
     // tonic ends the call itself at the deadline that the request names.
     if causes(&status).any(|e| e.is::<tonic::TimeoutExpired>()) {
-        return Err(Error::Deadline { subject, within });
+        return Err(Failure::Deadline(within));
     }
     let mut reason = shortened(status.message());
     let mut last = reason.clone();
@@ -124,7 +147,7 @@ where
             last = text;
         }
     }
-    Err(Error::NoAnswer { subject, reason: shortened(&reason) })
+    Err(Failure::NoAnswer(shortened(&reason)))
 }
 
 /// What a status of this side was made from, from the outside in.
