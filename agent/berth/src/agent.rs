@@ -117,6 +117,11 @@ async fn ready_until_told_to_end() -> anyhow::Result<()> {
     if let Err(error) = service::ready() {
         tracing::warn!(%error, "cannot report readiness to the service manager");
     }
+    told_to_end().await
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub(crate) async fn told_to_end() -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     tokio::select! {

@@ -42,7 +42,7 @@ enum Role {
     ProbeExec,
     /// Remove the state that outlives the agent: hooks and tables of Services, cluster DNS,
     /// sysctls. Pods stay.
-    Reset,
+    Reset(reset::ResetArgs),
     /// Terminate all pods because the machine shuts down; none is started until the next boot.
     /// Called by a service manager.
     Shutdown(shutdown::ShutdownArgs),
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         Role::Agent(agent) => agent::run(roots, *agent),
         Role::Logd => logd(roots),
         Role::Dns(args) => dns::run(roots, args),
-        Role::Reset => reset::run(&roots),
+        Role::Reset(args) => reset::run(&roots, &args),
         Role::Shutdown(args) => shutdown::run(&roots, &args),
         Role::Join(join) => berth_join::join(&roots, args.roots.as_deref(), &join).map_err(Into::into),
         Role::Leave(leave) => berth_join::leave(&roots, &leave).map_err(Into::into),

@@ -6,9 +6,27 @@ use anyhow::Context as _;
 use berth_core::roots::Roots;
 use berth_network::{Network, NetworkConfig};
 
+/// Options of `berth reset`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ResetArgs {
+    /// Stay until SIGTERM or SIGINT once everything is removed: for a DaemonSet, whose pods have to stay.
+    #[arg(long)]
+    stay: bool,
+}
+
+/// Carries out `berth reset`.
+pub(crate) fn run(roots: &Roots, args: &ResetArgs) -> anyhow::Result<()> {
+    remove(roots)?;
+    if args.stay {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.context("start the async runtime")?.block_on(crate::agent::told_to_end())?;
+    }
+    Ok(())
+}
+
 /// Detaches and removes the programs and maps of Services, ends cluster DNS and removes its
 /// addresses from the node, and restores sysctls and nft tables. Fails while an agent runs.
-pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
+fn remove(roots: &Roots) -> anyhow::Result<()> {
     crate::logging::to_stderr();
     if !roots.runtime_state.is_dir() {
         tracing::info!(state = %roots.runtime_state.display(), "no state of a node to reset");

@@ -10,6 +10,7 @@ mod berth;
 mod bootstrap;
 mod containerd;
 mod control_plane;
+mod daemon_set;
 mod disturb;
 mod fault_proxy;
 mod images;
@@ -30,6 +31,7 @@ use berth_harness::{
 };
 pub(crate) use control_plane::Etcd;
 use control_plane::Kubectl;
+pub(crate) use daemon_set::BERTH_IMAGES;
 pub(crate) use disturb::{AGENT, API_SERVER, KUBE_PROXY};
 pub(crate) use fault_proxy::FaultProxy;
 pub(crate) use images::suite::REGISTRIES;
@@ -88,12 +90,43 @@ pub(crate) struct Options {
     /// Run the optimised agent.
     #[arg(long)]
     pub(crate) release: bool,
+    /// How kube-proxy carries Services.
+    #[arg(long, value_enum, default_value = "nftables")]
+    pub(crate) proxy_mode: ProxyMode,
+}
+
+/// Modes of kube-proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ProxyMode {
+    /// A table of its own in nf_tables.
+    Nftables,
+    /// Chains of `iptables`, which keeps them in nf_tables (`iptables-nft`).
+    Iptables,
+}
+
+impl ProxyMode {
+    /// The mode's name in kube-proxy's configuration.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            ProxyMode::Nftables => "nftables",
+            ProxyMode::Iptables => "iptables",
+        }
+    }
 }
 
 impl Options {
     /// A cluster that nothing disturbs, with the plain build of the agent, which joins by a certificate.
     pub(crate) fn new(node: Node, etcd: Etcd, audit: Audit) -> Options {
-        Options { node, etcd, goaway_chance: 0.0, audit, bootstrap: false, keep: false, release: false }
+        Options {
+            node,
+            etcd,
+            goaway_chance: 0.0,
+            audit,
+            bootstrap: false,
+            keep: false,
+            release: false,
+            proxy_mode: ProxyMode::Nftables,
+        }
     }
 }
 
@@ -187,10 +220,11 @@ fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
     bootstrap::make(place, &kubectl)?;
     let dns = place.write("manifests/coredns.yaml", include_str!("cluster/coredns.yaml"))?;
     let build = if options.release { Build::Release } else { Build::Plain };
+    let mode = options.proxy_mode;
     let of_kubelet = |proxy| kubelet::start(&world, place, bin, proxy).map(|()| Some("kubelet"));
     let daemon = match options.node {
         Node::None => None,
-        Node::Kubelet => of_kubelet(kubelet::Proxy::KubeProxy)?,
+        Node::Kubelet => of_kubelet(kubelet::Proxy::KubeProxy(mode))?,
         Node::Services => of_kubelet(kubelet::Proxy::Berth(build))?,
         Node::Berth => {
             let how = if options.bootstrap { berth::Join::Token } else { berth::Join::Kubeconfig };

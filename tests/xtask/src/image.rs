@@ -8,7 +8,11 @@ use berth_harness::{
     tools,
 };
 use serde_json::json;
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The image's name where none is given.
 const NAME: &str = "berth.dev/berth:dev";
@@ -33,20 +37,8 @@ pub(crate) struct Args {
 /// Makes the image.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     setup::for_cluster()?;
-    let program = out::timed("build berth as a static program", || build(args.plain))?;
     let output = args.output.clone().unwrap_or_else(|| crate::root().join("target/image/berth.tar"));
-    if let Some(dir) = output.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    }
-    let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
-    let size = bytes.len();
-    let image = Image {
-        name: args.name.clone(),
-        layers: vec![vec![Entry::file("berth", 0o755, bytes)]],
-        config: json!({"Entrypoint": ["/berth"], "Labels": {"org.opencontainers.image.licenses": "Apache-2.0"}}),
-    };
-    oci::write_archive(&output, &[image]).context("cannot write the archive")?;
-    out::line(&format!("{}: image {} with one program of {} KiB", output.display(), args.name, size / 1024));
+    write(&output, &[&args.name], args.plain)?;
     if let Some(socket) = &args.import {
         let socket = socket.to_str().context("the socket's path must be text")?;
         let mut ctr = Command::new(tools::find("ctr")?);
@@ -54,6 +46,30 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         setup::succeed(&mut ctr).context("cannot import the image")?;
     }
     Ok(true)
+}
+
+/// Writes an archive with the image under each of the names. Images of two names differ in a label, so that one is the
+/// other's upgrade.
+///
+/// # Errors
+/// The program does not build, or the archive cannot be written.
+pub(crate) fn write(output: &Path, names: &[&str], plain: bool) -> Result<()> {
+    let program = out::timed("build berth as a static program", || build(plain))?;
+    if let Some(dir) = output.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+    let labels = |name: &str| json!({"org.opencontainers.image.licenses": "Apache-2.0", "org.opencontainers.image.ref.name": name});
+    let image = |name: &&str| Image {
+        name: (*name).to_owned(),
+        layers: vec![vec![Entry::file("berth", 0o755, bytes.clone())]],
+        config: json!({"Entrypoint": ["/berth"], "Labels": labels(name)}),
+    };
+    let images: Vec<Image> = names.iter().map(image).collect();
+    oci::write_archive(output, &images).context("cannot write the archive")?;
+    let (names, size) = (names.join(", "), bytes.len() / 1024);
+    out::line(&format!("{}: {names} with one program of {size} KiB", output.display()));
+    Ok(())
 }
 
 /// Builds the program without a dynamic linker: a build of its own, beside that of the tests.

@@ -84,6 +84,14 @@ pub(crate) fn for_cluster() -> Result<()> {
     packages(&CLUSTER_PACKAGES)
 }
 
+/// Installs `iptables`, which kube-proxy runs in the mode of that name.
+///
+/// # Errors
+/// The machine has none, and no means to install it.
+pub(crate) fn for_iptables() -> Result<()> {
+    packages(&[("iptables", &["/usr/sbin/iptables"])])
+}
+
 /// Packages whose programs are in the images of Kubernetes' end-to-end tests.
 const CONFORMANCE_PACKAGES: [(&str, &[&str]); 5] = [
     ("bash", &["/usr/bin/bash"]),

@@ -2,7 +2,7 @@
 //! connections and datagrams from a pod, from the node and from another machine. None may fail.
 
 use crate::{
-    cluster::{self, AGENT, Audit, Cluster, Etcd, KUBE_PROXY, Node, Options},
+    cluster::{self, AGENT, Audit, BERTH_IMAGES, Cluster, Etcd, KUBE_PROXY, Node, Options, ProxyMode},
     out,
 };
 use anyhow::{Context, Result, ensure};
@@ -46,6 +46,13 @@ pub(crate) struct Args {
     /// New connections and datagrams a second of each client.
     #[arg(long, default_value_t = 50)]
     per_second: u32,
+    /// How kube-proxy carries Services.
+    #[arg(long, value_enum, default_value = "nftables")]
+    proxy_mode: ProxyMode,
+    /// Take over by `deploy/daemonset/services.yaml` and an image, as users do, and upgrade by a rollout; without it the
+    /// agent is a process of the node, which is killed.
+    #[arg(long)]
+    daemon_set: bool,
     /// Directory of the cluster's files; `berth/takeover` of the cache directory where none is named.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -58,7 +65,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let dir = tools::dir_or_cached(args.dir.as_deref(), "takeover")?;
     let load = tools::load()?;
-    let options = Options { keep: args.keep, ..Options::new(Node::Kubelet, Etcd::Old, Audit::ToNodes) };
+    let options = Options {
+        keep: args.keep,
+        proxy_mode: args.proxy_mode,
+        ..Options::new(Node::Kubelet, Etcd::Old, Audit::ToNodes)
+    };
     let cluster = cluster::start(&dir, &options)?;
     let done = rounds(&cluster, &load, args);
     if args.keep && !matches!(done, Ok(true)) {
@@ -69,6 +80,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 fn rounds(cluster: &Cluster, load: &Path, args: &Args) -> Result<bool> {
+    if args.daemon_set {
+        cluster.import_berth()?;
+    }
     cluster.apply("web", &WEB.replace("IMAGE", BUSYBOX))?;
     cluster.kubectl(&["rollout", "status", "deployment", "web", "--timeout=60s"])?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod", "client", "--timeout=60s"])?;
@@ -112,23 +126,19 @@ impl Stage<'_> {
         self.until("kube-proxy's rules are there", || self.carried())?;
         let clients = self.clients()?;
         thread::sleep(CALM);
-        self.cluster.start_services()?;
-        self.until("Berth answers", || Ok(self.cluster.agent_status()?.contains("\"answered\"")))?;
+        self.take_over()?;
         thread::sleep(CALM);
         self.cluster.kill(KUBE_PROXY)?;
         self.until("kube-proxy's rules are removed", || Ok(!self.rules()?))?;
-        for _ in 0..self.args.upgrades {
+        for upgrade in 0..self.args.upgrades {
             thread::sleep(CALM);
-            self.cluster.kill(AGENT)?;
-            thread::sleep(CALM);
-            self.cluster.start(AGENT)?;
+            self.upgrade(upgrade)?;
         }
         thread::sleep(CALM);
         self.cluster.start(KUBE_PROXY)?;
         self.until("kube-proxy's rules are there", || self.carried())?;
         thread::sleep(CALM);
-        self.cluster.kill(AGENT)?;
-        self.cluster.reset_services()?;
+        self.give_back()?;
         thread::sleep(CALM);
         let (mut told, mut failed) = (Vec::new(), false);
         for (name, mut client) in clients {
@@ -148,9 +158,39 @@ impl Stage<'_> {
         Ok((told.join("; "), failed))
     }
 
+    /// Berth answers, beside kube-proxy.
+    fn take_over(&self) -> Result<()> {
+        if self.args.daemon_set {
+            return self.cluster.roll_out_daemon_set();
+        }
+        self.cluster.start_services()?;
+        self.until("Berth answers", || Ok(self.cluster.agent_status()?.contains("\"answered\"")))
+    }
+
+    /// The agent is replaced: by one of another image, or it is killed and started again.
+    fn upgrade(&self, number: usize) -> Result<()> {
+        if self.args.daemon_set {
+            let [old, new] = BERTH_IMAGES;
+            return self.cluster.upgrade_daemon_set(if number.is_multiple_of(2) { new } else { old });
+        }
+        self.cluster.kill(AGENT)?;
+        thread::sleep(CALM);
+        self.cluster.start(AGENT)
+    }
+
+    /// The agent ends, and its programs are removed.
+    fn give_back(&self) -> Result<()> {
+        if self.args.daemon_set {
+            return self.cluster.remove_daemon_set();
+        }
+        self.cluster.kill(AGENT)?;
+        self.cluster.reset_services()
+    }
+
     /// Time of a round's load in seconds.
     fn seconds(&self) -> u64 {
-        26 + 5 * self.args.upgrades as u64
+        let (steps, upgrade) = if self.args.daemon_set { (50, 12) } else { (26, 5) };
+        steps + upgrade * self.args.upgrades as u64
     }
 
     fn clients(&self) -> Result<Vec<(&'static str, Child)>> {
@@ -182,15 +222,24 @@ impl Stage<'_> {
         command.spawn().context("cannot start berth-load")
     }
 
-    /// Whether kube-proxy has a table in the node's network.
+    /// Whether kube-proxy has rules in the node's network.
     fn rules(&self) -> Result<bool> {
-        Ok(self.cluster.run(&["nft", "list", "tables"])?.contains("kube-proxy"))
+        Ok(match self.args.proxy_mode {
+            ProxyMode::Nftables => self.cluster.run(&["nft", "list", "tables"])?.contains("kube-proxy"),
+            ProxyMode::Iptables => self.cluster.run(&["iptables-save"])?.contains("KUBE-SERVICES"),
+        })
     }
 
     /// Whether kube-proxy's rules have every endpoint: it makes its table before it knows them.
     fn carried(&self) -> Result<bool> {
         if !self.rules()? {
             return Ok(false);
+        }
+        if self.args.proxy_mode == ProxyMode::Iptables {
+            let rules = self.cluster.run(&["iptables-save", "-t", "nat"])?;
+            let of_endpoints =
+                rules.lines().filter(|l| l.starts_with("-A KUBE-SVC-") && l.contains("\"default/web -> "));
+            return Ok(of_endpoints.count() == PODS);
         }
         let table = self.cluster.run(&["nft", "list", "table", "ip", "kube-proxy"])?;
         let chain = table.split("chain ").find(|chain| {

@@ -2,12 +2,12 @@
 //! stand in kube-proxy's place.
 
 use super::{
-    berth,
+    ProxyMode, berth,
     containerd::{self, SOCKET},
     place::{DNS, NODE_PODS, PODS, Place},
     world::World,
 };
-use crate::out;
+use crate::{out, setup};
 use anyhow::{Context, Result, ensure};
 use berth_harness::tools::{self, Build};
 use std::{fs, path::Path};
@@ -21,7 +21,8 @@ pub(super) const DAEMONS: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
 /// Who answers Services on the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Proxy {
-    KubeProxy,
+    /// kube-proxy, in this mode.
+    KubeProxy(ProxyMode),
     /// The agent of this workspace, in this build.
     Berth(Build),
 }
@@ -61,14 +62,17 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, proxy: Proxy) -> R
         world.spawn("kubelet", &bin.join("kubelet"), &args)
     })?;
     match proxy {
-        Proxy::KubeProxy => start_kube_proxy(world, place, bin),
+        Proxy::KubeProxy(mode) => start_kube_proxy(world, place, bin, mode),
         Proxy::Berth(build) => berth::start_services(world, place, build),
     }
 }
 
-fn start_kube_proxy(world: &World, place: &Place, bin: &Path) -> Result<()> {
+fn start_kube_proxy(world: &World, place: &Place, bin: &Path, mode: ProxyMode) -> Result<()> {
+    if mode == ProxyMode::Iptables {
+        setup::for_iptables()?;
+    }
     out::timed("start kube-proxy", || {
-        let config = place.write("kube-proxy.yaml", &proxy_config(place))?;
+        let config = place.write("kube-proxy.yaml", &proxy_config(place, mode))?;
         world.spawn("kube-proxy", &bin.join("kube-proxy"), &[format!("--config={}", config.display())])
     })
 }
@@ -114,11 +118,11 @@ evictionHard: {{memory.available: 1Mi, nodefs.available: 1Mi, imagefs.available:
     )
 }
 
-fn proxy_config(place: &Place) -> String {
+fn proxy_config(place: &Place, mode: ProxyMode) -> String {
     format!(
         r#"apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
-mode: nftables
+mode: {}
 clientConnection: {{kubeconfig: "{}"}}
 hostnameOverride: {}
 clusterCIDR: {PODS}
@@ -126,6 +130,7 @@ bindAddress: 0.0.0.0
 # The limits of connection tracking are the machine's, not the namespaces'.
 conntrack: {{maxPerCore: 0, min: 0}}
 "#,
+        mode.name(),
         place.kubeconfig("kube-proxy").display(),
         place.node,
     )

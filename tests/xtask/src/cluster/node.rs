@@ -1,6 +1,6 @@
 //! Further nodes of a cluster, each in namespaces of its own, so that several kinds of node have one control plane.
 
-use super::{Cluster, Node, berth, condition, kubelet, pki, place::Place, world::World};
+use super::{Cluster, Node, ProxyMode, berth, condition, kubelet, pki, place::Place, world::World};
 use crate::{out, peers};
 use anyhow::{Context, Result, bail};
 use berth_harness::{process, process::Process, tools::Build};
@@ -38,7 +38,7 @@ impl Cluster {
                 let bin = peers::get(&kubelet::PROGRAMS)?;
                 let proxy = match kind {
                     Node::Services => kubelet::Proxy::Berth(build),
-                    _ => kubelet::Proxy::KubeProxy,
+                    _ => kubelet::Proxy::KubeProxy(ProxyMode::Nftables),
                 };
                 kubelet::start(&world, &place, &bin, proxy).map(|()| "kubelet")?
             }

@@ -1,0 +1,81 @@
+//! `deploy/daemonset/services.yaml` on the cluster: the agent in kube-proxy's place as users run it, from an image, with the
+//! paths of a normal node.
+
+use super::{Cluster, containerd::ctr, place::SERVICES};
+use crate::image;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+
+/// Names of two images with the same program: one is the other's upgrade.
+pub(crate) const BERTH_IMAGES: [&str; 2] = ["berth.dev/berth:dev", "berth.dev/berth:next"];
+
+/// The DaemonSet of the manifest.
+const NAME: &str = "daemonset/berth-services";
+
+/// The DaemonSet that removes what it left.
+const RESET: &str = "daemonset/berth-reset";
+
+impl Cluster {
+    /// Builds the images and gives them to the node.
+    ///
+    /// # Errors
+    /// The program does not build, or containerd refuses the archive.
+    pub(crate) fn import_berth(&self) -> Result<()> {
+        let archive = self.place.dir.join("berth.tar");
+        image::write(&archive, &BERTH_IMAGES, true)?;
+        ctr(&self.world, &["images", "import", &archive.to_string_lossy()])?;
+        fs::remove_file(&archive).context("cannot remove the archive of the images")
+    }
+
+    /// Applies the manifest, with this cluster's API server and Service network at the two places that it marks, and
+    /// waits until its pod is ready.
+    ///
+    /// # Errors
+    /// The API server refuses it, or the pod does not get ready.
+    pub(crate) fn roll_out_daemon_set(&self) -> Result<()> {
+        let path = crate::root().join("deploy/daemonset/services.yaml");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let marked =
+            [("https://API-SERVER:6443", self.place.server()), ("10.96.0.0/16", SERVICES.to_owned())];
+        let mut manifest = text;
+        for (from, to) in marked {
+            ensure!(manifest.contains(from), "{} does not name {from}", path.display());
+            manifest = manifest.replace(from, &to);
+        }
+        self.apply("berth-services", &manifest)?;
+        self.is_rolled_out(NAME)
+    }
+
+    /// Gives the pod another image, and waits until it is ready with it.
+    ///
+    /// # Errors
+    /// The pod does not get ready.
+    pub(crate) fn upgrade_daemon_set(&self, image: &str) -> Result<()> {
+        self.kubectl(&["-n", "kube-system", "set", "image", NAME, &format!("berth={image}")])?;
+        self.is_rolled_out(NAME)
+    }
+
+    fn is_rolled_out(&self, name: &str) -> Result<()> {
+        self.kubectl(&["-n", "kube-system", "rollout", "status", name, "--timeout=120s"]).map(drop)
+    }
+
+    /// Deletes the DaemonSet, and what its agent has left in the kernel, as the manifest says.
+    ///
+    /// # Errors
+    /// The API server refuses it, or `berth reset` fails.
+    pub(crate) fn remove_daemon_set(&self) -> Result<()> {
+        self.delete_daemon_set(NAME, "berth-services")?;
+        let path = crate::root().join("deploy/daemonset/reset.yaml");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        self.apply("berth-reset", &text)?;
+        self.is_rolled_out(RESET)?;
+        self.delete_daemon_set(RESET, "berth-reset")
+    }
+
+    fn delete_daemon_set(&self, name: &str, app: &str) -> Result<()> {
+        let of_kube_system = |args: &[&str]| self.kubectl(&[&["-n", "kube-system"], args].concat()).map(drop);
+        of_kube_system(&["delete", name, "--wait", "--timeout=60s"])?;
+        let app = format!("app.kubernetes.io/name={app}");
+        of_kube_system(&["wait", "--for=delete", "pod", "-l", &app, "--timeout=60s"])
+    }
+}
