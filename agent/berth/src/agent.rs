@@ -20,6 +20,7 @@ mod local_server;
 mod node;
 mod node_api;
 mod plain_http;
+mod proxy_health;
 mod service_inputs;
 mod services;
 mod services_only;
@@ -267,6 +268,10 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         since: clock::wall(),
         pods: incoming_tx,
     };
+    let proxy = (!args.no_services)
+        .then(|| control_plane.as_ref().map(ControlPlane::node))
+        .flatten()
+        .map(|node| proxy_health::start(&args.proxy, health.clone(), node));
     let node_api = match (&control_plane, sockets) {
         (Some(control_plane), Some(sockets)) => {
             let (api, status, pool) = (api.clone(), Arc::clone(&status), control_plane.pool());
@@ -357,6 +362,9 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     }
     if let Some(services) = services {
         services.end();
+    }
+    if let Some(proxy) = proxy {
+        proxy.end();
     }
     if let Some(node_api) = node_api {
         node_api.shutdown().await;

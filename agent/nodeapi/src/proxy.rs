@@ -1,12 +1,23 @@
 //! Health as kube-proxy serves it (`pkg/proxy/healthcheck/proxy_health.go`, `cmd/kube-proxy/app/server.go`): `/healthz` and
-//! `/livez` on :10256 for load balancers and probes, `/healthz` and `/proxyMode` on :10249. Plain HTTP; the answers are
+//! `/livez` on :10256 for load balancers and probes, `/healthz`, `/metrics` and `/proxyMode` on :10249. Plain HTTP; the answers are
 //! made without waiting.
 
 use crate::{ResponseBody, health::Answer, response};
+use berth_core::metrics::{Counter, ReadFamily};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::json;
 use std::sync::Arc;
+
+static HEALTHZ: Counter =
+    Counter::counter("kubeproxy_proxy_healthz_total", "Answers of the proxy's /healthz.", &["code"]);
+static LIVEZ: Counter =
+    Counter::counter("kubeproxy_proxy_livez_total", "Answers of the proxy's /livez.", &["code"]);
+
+/// The families that these answers count.
+pub fn families() -> [&'static dyn ReadFamily; 2] {
+    [&HEALTHZ, &LIVEZ]
+}
 
 /// What the proxy's health follows from.
 pub trait Proxy: Send + Sync + 'static {
@@ -24,10 +35,11 @@ pub fn health(proxy: Arc<dyn Proxy>) -> Answer {
     })
 }
 
-/// The answers on :10249.
-pub fn mode() -> Answer {
-    Arc::new(|request: &Request<Incoming>| match request.uri().path() {
+/// The answers on :10249; `metrics` renders `/metrics`.
+pub fn metrics(metrics: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Answer {
+    Arc::new(move |request: &Request<Incoming>| match request.uri().path() {
         "/healthz" => response::text(StatusCode::OK, "ok"),
+        "/metrics" => response::metrics(metrics().into()),
         "/proxyMode" => response::text(StatusCode::OK, "ebpf"),
         _ => response::not_found(),
     })
@@ -69,14 +81,14 @@ fn service_answer(health: &ServiceHealth) -> Response<ResponseBody> {
 }
 
 fn of_path(path: &str, answers: bool, eligible: bool) -> Response<ResponseBody> {
-    let (healthy, with_node) = match path {
-        "/healthz" => (answers && eligible, true),
-        "/livez" => (answers, false),
+    let (healthy, with_node, counter) = match path {
+        "/healthz" => (answers && eligible, true, &HEALTHZ),
+        "/livez" => (answers, false, &LIVEZ),
         _ => return response::not_found(),
     };
     // The state is the present one: there is no sync that could be late.
     let now = jiff::Timestamp::now().to_string();
-    let mut body = json!({"lastUpdated": now, "currentTime": now});
+    let mut body = json!({"lastUpdated": now, "currentTime": now, "healthy": answers});
     if with_node {
         body["nodeEligible"] = json!(eligible);
     }
@@ -84,6 +96,7 @@ fn of_path(path: &str, answers: bool, eligible: bool) -> Response<ResponseBody> 
     if !healthy {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
+    counter.inc(&[response.status().as_str()]);
     response
 }
 

@@ -27,6 +27,7 @@ mod source_merge;
 
 use crate::{
     DatapathBackend, DatapathHealth, Notice, ObservedPod, ServiceInputs, SourceChanges, TableReconciler,
+    metrics,
 };
 use berth_core::{
     ids::{PodKey, PodUid},
@@ -236,6 +237,7 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
             self.ids.changed();
             self.made.services(&services);
             concerned.extend(services.keys().cloned());
+            metrics::count_changes(services.gone.len().saturating_add(services.now.len()), 0);
             self.reconciler.change_services(services);
         }
         for pod in self.moved.drain(..) {
@@ -251,6 +253,7 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
         if slices.before().chain(&slices.now).any(|slice| names_follow(slice, &self.services)) {
             self.names.changed();
         }
+        metrics::count_changes(0, slices.gone.len().saturating_add(slices.now.len()));
         self.reconciler.change_slices(slices);
     }
 

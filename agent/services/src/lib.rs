@@ -23,6 +23,7 @@ mod health_check;
 mod host_network;
 mod interfaces;
 mod kernel;
+pub mod metrics;
 mod reconciler;
 mod tables;
 mod veth;
@@ -43,6 +44,7 @@ pub use kernel::{
     ClearPods, DeviceEvents, KubeletPods, LinuxDatapath, LinuxDatapathConfig, PodNetworks, detach,
     hooks_group, read_network,
 };
+pub use metrics::NoLocalEndpoints;
 pub use reconciler::{Named, Outcome, REST, StaleBackend, TableReconciler};
 pub use tables::{FamilyTables, Table, TableError, Tables};
 pub use veth::{VethError, VethPair, veth_pair};

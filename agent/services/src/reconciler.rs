@@ -21,13 +21,13 @@ mod write;
 
 use crate::{
     Difference, HealthCheck, Net, NodeFacts, Notice, TableError, Tables, Transport, compile,
-    tables::FamilyTables,
+    metrics::NoLocalEndpoints, tables::FamilyTables,
 };
 use berth_core::{
     ids::PodKey,
     model::{EndpointSlice, Service},
     shared::Changes,
-    time::Boottime,
+    time::{Boottime, Wall},
 };
 use berth_ebpf_abi::{V4, V6};
 use berth_ebpf_loader::Frontend;
@@ -45,6 +45,9 @@ use write::Writing;
 /// Time after which no eBPF program still uses a value that was overwritten: a program cannot outlive an RCU
 /// grace period.
 pub const REST: Duration = Duration::from_millis(100);
+
+/// Most triggers that are kept until the next sync; those beyond are not counted.
+const MOST_TRIGGERS: usize = 10_000;
 
 /// Stale backend: a backend of a UDP port that left the sets and no longer serves. The clients' sockets to it
 /// are ended.
@@ -71,6 +74,12 @@ pub struct Outcome {
     pub put: usize,
     /// Entries taken out of the tables.
     pub deleted: usize,
+    /// Whether the tables of IPv4 and of IPv6 were changed.
+    pub changed: [bool; 2],
+    /// Triggers of the slices that the tables follow since this sync, each with whether it is of IPv6.
+    pub programmed: Vec<(bool, Wall)>,
+    /// Ports without a local endpoint, IPv4 and IPv6.
+    pub no_local: [NoLocalEndpoints; 2],
     /// Time of the next sync: old chunks may be deleted then, or entries that did not fit are tried again.
     pub due: Option<Boottime>,
 }
@@ -100,6 +109,8 @@ struct Entry {
     v4: Vec<Numbered>,
     v6: Vec<Numbered>,
     notified: Vec<crate::NoticeReason>,
+    /// Ports without a local endpoint, IPv4 and IPv6.
+    no_local: [NoLocalEndpoints; 2],
 }
 
 /// Table reconciler of both address families: the wanted objects, the ids of Service ports and a mirror of
@@ -120,6 +131,12 @@ pub struct TableReconciler {
     health_checks: BTreeMap<PodKey, HealthCheck>,
     /// Whether the health checks differ from the last told ones.
     health_checks_changed: bool,
+    /// Whether a sync has succeeded.
+    compiled: bool,
+    /// Sums over all Services, IPv4 and IPv6.
+    no_local: [NoLocalEndpoints; 2],
+    /// Triggers of slices that are not in the tables yet, with their family.
+    triggers: Vec<(bool, Wall)>,
 }
 
 /// Allocator of Service port ids. Ids ascend, so that a freed id stays unused for as long as possible.
@@ -162,6 +179,9 @@ impl TableReconciler {
             notices: Vec::new(),
             health_checks: BTreeMap::new(),
             health_checks_changed: true,
+            compiled: false,
+            no_local: Default::default(),
+            triggers: Vec::new(),
         }
     }
 
@@ -193,7 +213,15 @@ impl TableReconciler {
                 self.drop_slice(&slice.key);
             }
             let entry = self.entries.entry(slice.service.clone()).or_default();
-            if entry.slices.get(&slice.key) != Some(&slice) {
+            let known = entry.slices.get(&slice.key);
+            // A slice that was there before this agent says nothing of how long the tables took.
+            if let (true, Some(triggered)) = (self.compiled, slice.triggered)
+                && known.is_none_or(|known| known.triggered != Some(triggered))
+                && self.triggers.len() < MOST_TRIGGERS
+            {
+                self.triggers.push((slice.v6, triggered));
+            }
+            if known != Some(&slice) {
                 self.dirty.insert(slice.service.clone());
                 self.slices.insert(slice.key.clone(), slice.service.clone());
                 entry.slices.insert(slice.key.clone(), slice);
@@ -293,6 +321,9 @@ impl TableReconciler {
         if let Some(error) = failed {
             return Err(error);
         }
+        self.compiled = true;
+        outcome.programmed = mem::take(&mut self.triggers);
+        outcome.no_local = self.no_local;
         outcome.stale = mem::take(&mut self.stale);
         outcome.stale.sort_unstable();
         outcome.stale.dedup();
@@ -337,6 +368,11 @@ impl TableReconciler {
         told.then_some(&self.health_checks)
     }
 
+    /// Number of Services whose changes are not in the tables.
+    pub fn pending(&self) -> usize {
+        self.dirty.len()
+    }
+
     /// Number of frontends without an entry plus ports that are published in part, because a table is full.
     pub fn unfit(&self) -> usize {
         let of = |keys: usize, ports: usize| keys.saturating_add(ports);
@@ -364,6 +400,11 @@ impl TableReconciler {
                 (Default::default(), Arc::new(owner))
             }
         };
+        let no_local = [NoLocalEndpoints::of(&wanted.v4), NoLocalEndpoints::of(&wanted.v6)];
+        for ((sum, before), now) in self.no_local.iter_mut().zip(entry.no_local).zip(no_local) {
+            sum.replace(before, now);
+        }
+        entry.no_local = no_local;
         entry.v4 = self.v4.set(&owner, mem::take(&mut entry.v4), wanted.v4, &mut self.ids, &mut self.stale);
         entry.v6 = self.v6.set(&owner, mem::take(&mut entry.v6), wanted.v6, &mut self.ids, &mut self.stale);
         for why in wanted.notices.iter().filter(|w| !entry.notified.contains(w)) {
@@ -428,7 +469,12 @@ fn carry_out<A: Net>(
     if !family.synced {
         return;
     }
-    if let Err(error) = family.carry_out(&mut Writing { tables, clock, outcome, notices }) {
+    let before = (outcome.put, outcome.deleted);
+    let done = family.carry_out(&mut Writing { tables, clock, outcome, notices });
+    if let Some(changed) = outcome.changed.get_mut(usize::from(A::V6)) {
+        *changed = (outcome.put, outcome.deleted) != before;
+    }
+    if let Err(error) = done {
         // A part of the changes may have been written, so the mirror is no longer valid.
         family.synced = false;
         failed.get_or_insert(error);

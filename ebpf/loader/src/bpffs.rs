@@ -29,6 +29,9 @@ use std::{
 /// The source of this agent's mounts.
 const SOURCE: &str = "berth";
 
+/// The mount table of this thread, which may be in a mount namespace of its own.
+const TABLE: &str = "/proc/thread-self/mountinfo";
+
 /// Entries that a kernel with `CONFIG_BPF_PRELOAD` puts into each BPF file system. They belong to no process.
 const BY_KERNEL: [&str; 2] = ["maps.debug", "progs.debug"];
 
@@ -42,7 +45,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// if that is an empty directory of another file system. Creates a missing parent.
 ///
 /// # Errors
-/// The parent holds other files ([`Error::NotBpffs`]), or the kernel refuses.
+/// The parent holds other files ([`Error::NotBpffs`]), the mount would end with this container
+/// ([`Error::BpffsOfContainer`]), or the kernel refuses.
 pub fn ensure_bpffs(pins: &Pins) -> Result<()> {
     let parent = parent(pins);
     fs::create_dir_all(parent).map_err(failed("make", parent))?;
@@ -50,6 +54,9 @@ pub fn ensure_bpffs(pins: &Pins) -> Result<()> {
     if !on_bpffs(parent)? {
         if !list(parent)?.is_empty() {
             return Err(Error::NotBpffs { path: parent.into() });
+        }
+        if ends_with_container(parent)? {
+            return Err(Error::BpffsOfContainer { path: parent.into() });
         }
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME;
         mount(Some(SOURCE), parent, Some("bpf"), flags, Some("mode=0700"))
@@ -92,14 +99,32 @@ fn on_bpffs(path: &Path) -> Result<bool> {
     Ok(found.filesystem_type() == BPF_FS_MAGIC)
 }
 
+/// Whether a file system that is mounted on the directory would be this mount namespace's alone: the directory itself is
+/// mounted from elsewhere and passes no mount on. A volume of a container is such a mount. The pins would end with the
+/// container, and the programs with the pins.
+fn ends_with_container(dir: &Path) -> Result<bool> {
+    let real = dir.canonicalize().map_err(failed("examine", dir))?;
+    let table = Path::new(TABLE);
+    let text = fs::read(table).map_err(failed("read", table))?;
+    Ok(passes_no_mount_on(&text, &escaped(&real)))
+}
+
+/// Whether the mount on top at `point` has no peers (`shared:N`, proc_pid_mountinfo(5)). Nothing mounted there: no.
+fn passes_no_mount_on(table: &[u8], point: &[u8]) -> bool {
+    let words = |line: &[u8]| -> Vec<Vec<u8>> { line.split(|b| *b == b' ').map(<[u8]>::to_vec).collect() };
+    let mut lines = table.split(|b| *b == b'\n').map(words);
+    let Some(last) = lines.rfind(|words| words.get(4).is_some_and(|at| at == point)) else { return false };
+    let mut tags = last.iter().skip(6).take_while(|word| *word != b"-");
+    !tags.any(|tag| tag.starts_with(b"shared:"))
+}
+
 /// Whether the topmost mount on the directory is a BPF file system with this agent's source.
 fn is_ours(dir: &Path) -> Result<bool> {
     let real = match dir.canonicalize() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         real => real.map_err(failed("examine", dir))?,
     };
-    // The mount table of this thread, which may be in a mount namespace of its own.
-    let table = Path::new("/proc/thread-self/mountinfo");
+    let table = Path::new(TABLE);
     let text = fs::read(table).map_err(failed("read", table))?;
     Ok(source_on(&text, &escaped(&real)) == Some(SOURCE.as_bytes()))
 }
@@ -145,5 +170,13 @@ mod tests {
         assert_eq!(source_on(table, b"/sys/fs/bpf"), Some(&b"berth"[..]));
         assert_eq!(source_on(table, &escaped(Path::new("/a b"))), Some(&b"bpf"[..]));
         assert_eq!((source_on(table, b"/top"), source_on(table, b"/sys/fs")), (None, None));
+    }
+
+    #[test]
+    fn a_volume_of_a_container_passes_no_mount_on() {
+        let table = b"30 1 0:20 /fs/bpf /sys/fs/bpf rw,nosuid - sysfs sysfs rw\n\
+                      31 1 0:20 /fs/bpf /passed/on rw,nosuid shared:7 - sysfs sysfs rw\n";
+        assert!(passes_no_mount_on(table, b"/sys/fs/bpf"));
+        assert!(!passes_no_mount_on(table, b"/passed/on") && !passes_no_mount_on(table, b"/no/mount"));
     }
 }

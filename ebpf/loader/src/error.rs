@@ -43,6 +43,16 @@ pub enum Error {
         /// The parent of the pin directory.
         path: PathBuf,
     },
+    /// The directory is a volume of a container that passes no mount on: pins would end with the container.
+    #[error(
+        "cannot pin programs in {0}: it is on no BPF file system, and one that is mounted in a container would end with \
+         it; mount one on the host: mount -t bpf bpf {0}",
+        path.display()
+    )]
+    BpffsOfContainer {
+        /// The parent of the pin directory.
+        path: PathBuf,
+    },
     /// A pinned map differs from the wanted one. Nothing was changed.
     #[error("the pinned map {map} has {field} {found}, the programs want {want}")]
     MapMismatch {

@@ -66,8 +66,17 @@ pub(crate) struct Connections {
 struct Done {
     sent: u64,
     slow: u64,
-    /// Number of failures, by what failed.
-    failed: BTreeMap<String, u64>,
+    /// Failures, by what failed.
+    failed: BTreeMap<String, Failures>,
+}
+
+/// Failures of one kind.
+#[derive(Debug, Default, Serialize)]
+struct Failures {
+    count: u64,
+    /// Seconds from the start to the begin of the first that failed, and of the last.
+    first: f32,
+    last: f32,
 }
 
 pub(crate) fn run(args: &Connections) -> Result<()> {
@@ -90,7 +99,8 @@ fn load(target: &Target, pace: Duration, end: Instant) -> Result<Done> {
         Target::DnsKept(address) => Some(socket(address)?),
         _ => None,
     };
-    let (mut done, mut next) = (Done::default(), Instant::now());
+    let start = Instant::now();
+    let (mut done, mut next) = (Done::default(), start);
     while next < end {
         let begun = Instant::now();
         done.sent += 1;
@@ -102,7 +112,11 @@ fn load(target: &Target, pace: Duration, end: Instant) -> Result<Done> {
             (_, Some(socket)) => query(socket),
         };
         if let Err(error) = asked {
-            *done.failed.entry(error.to_string()).or_default() += 1;
+            let at = begun.saturating_duration_since(start).as_secs_f32();
+            let failures =
+                done.failed.entry(error.to_string()).or_insert(Failures { first: at, ..Failures::default() });
+            failures.count += 1;
+            failures.last = at;
         }
         done.slow += u64::from(begun.elapsed() > SLOW);
         next += pace;

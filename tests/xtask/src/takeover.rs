@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Longest wait for a step of the take-over.
@@ -125,20 +125,31 @@ impl Stage<'_> {
     fn round(&self) -> Result<(String, bool)> {
         self.until("kube-proxy's rules are there", || self.carried())?;
         let clients = self.clients()?;
+        let begun = Instant::now();
+        let step = |what: &str| out::line(&format!("{:6.1} s: {what}", begun.elapsed().as_secs_f32()));
         thread::sleep(CALM);
+        step("Berth is started");
         self.take_over()?;
+        step("Berth answers");
         thread::sleep(CALM);
+        step("kube-proxy is killed");
         self.cluster.kill(KUBE_PROXY)?;
         self.until("kube-proxy's rules are removed", || Ok(!self.rules()?))?;
+        step("kube-proxy's rules are removed");
         for upgrade in 0..self.args.upgrades {
             thread::sleep(CALM);
+            step("an upgrade begins");
             self.upgrade(upgrade)?;
+            step("an upgrade is done");
         }
         thread::sleep(CALM);
+        step("kube-proxy is started");
         self.cluster.start(KUBE_PROXY)?;
         self.until("kube-proxy's rules are there", || self.carried())?;
         thread::sleep(CALM);
+        step("kube-proxy's rules are there; Berth is removed");
         self.give_back()?;
+        step("Berth is gone");
         thread::sleep(CALM);
         let (mut told, mut failed) = (Vec::new(), false);
         for (name, mut client) in clients {

@@ -4,8 +4,8 @@ use super::{
     image_args::ImageArgs,
     node,
     node_api::NodeApiArgs,
+    proxy_health::ProxyArgs,
     services::{Limits, ServiceOptions},
-    services_only::ProxyArgs,
 };
 use berth_core::{model::NodeInfo, roots::Roots};
 use berth_executor::recursive_read_only;

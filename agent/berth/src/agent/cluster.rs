@@ -114,6 +114,11 @@ impl ControlPlane {
         self.events.clone()
     }
 
+    /// The node's own object.
+    pub(crate) fn node(&self) -> NewestNode {
+        self.node.clone()
+    }
+
     /// The desired state.
     pub(crate) fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.source.snapshots()

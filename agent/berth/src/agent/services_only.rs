@@ -11,14 +11,13 @@
 
 mod kube_proxy;
 mod local_api;
-mod proxy_health;
 
 use super::{
     args::{AgentArgs, node_info, service_options},
     certificates::{self, CertificatesHealth, ServingTls},
     cluster::follow_node_object,
     control_plane::ControlPlaneHealth,
-    host_network, node, ready_until_told_to_end,
+    host_network, node, proxy_health, ready_until_told_to_end,
     service_inputs::{PodsOfNode, ReportedPods, ServicesHealth},
     services::{self, EngineInputs, HealthChecks, ServicesConfig},
     sources,
@@ -39,7 +38,6 @@ use berth_source::{ServiceRanges, Source as _};
 use berth_sys::clock;
 use kube_proxy::KubeProxies;
 use local_api::ServicesApi;
-pub(crate) use proxy_health::ProxyArgs;
 use std::sync::Arc;
 
 /// Processes of the machine.

@@ -5,7 +5,7 @@
 use super::{Config, device_links::DeviceLinks, node, pods::Pods};
 use crate::{
     AttachOutcome, Cause, DatapathBackend, HostNetwork, NodeFacts, Notice, StaleBackend, TableError,
-    TableReconciler,
+    TableReconciler, metrics,
 };
 use berth_core::{error::Chain, ids::PodUid, time::Boottime};
 use berth_ebpf_loader::{DeviceRole, StalePeer};
@@ -14,7 +14,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     net::SocketAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// First pause before a failed round is retried. The pause doubles with each failure.
@@ -314,8 +314,12 @@ impl<K: DatapathBackend> Datapath<K> {
             dead.extend(stale.iter().map(lost));
             or_warned(kernel.record_stale(dead), "write");
         };
-        match reconciler.sync_announced(maps, clock::boottime, announce) {
+        let begun = Instant::now();
+        let synced = reconciler.sync_announced(maps, clock::boottime, announce);
+        metrics::set_pending(reconciler.pending());
+        match synced {
             Ok(outcome) => {
+                metrics::count_sync(&outcome, begun.elapsed(), clock::wall());
                 due.extend(outcome.due);
                 self.notices.extend(outcome.notices);
             }

@@ -86,6 +86,18 @@ pub fn render_probes(process: Option<&ProcessUse>, booted: Wall, families: &[&dy
     text.finish()
 }
 
+/// Renders `/metrics` of a part of the agent: its families, and the process.
+pub fn render_process(process: Option<&ProcessUse>, booted: Wall, families: &[&dyn ReadFamily]) -> Vec<u8> {
+    let mut text = Exposition::default();
+    for family in families {
+        text.read_family(*family);
+    }
+    if let Some(usage) = process {
+        process::render(&mut text, usage, booted);
+    }
+    text.finish()
+}
+
 fn node(text: &mut Exposition, facts: &AgentFacts) {
     text.family("kubelet_node_name", "1, with the node's name as a label.", Gauge);
     text.sample("", &[("node", &facts.node)], 1.into(), None);

@@ -1,7 +1,7 @@
 //! Mounting and unmounting of the file system below the pins.
 
 use crate::{
-    Pins, detach, ensure_bpffs,
+    Error, Pins, detach, ensure_bpffs,
     pins::{lock, make_dir},
 };
 use nix::{
@@ -61,6 +61,22 @@ fn what_was_mounted_before_stays() {
     ensure_bpffs(&point.pins("a")).unwrap();
     detach(&point.pins("a")).unwrap();
     assert_eq!(point.mounted(), 1);
+}
+
+#[test]
+fn a_volume_of_a_container_gets_no_file_system_that_would_end_with_it() {
+    let point = Point::new();
+    fs::create_dir(point.dir()).unwrap();
+    let none = None::<&str>;
+    mount(Some(&point.dir()), &point.dir(), none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &point.dir(), none, MsFlags::MS_PRIVATE, none).unwrap();
+    let refused = ensure_bpffs(&point.pins("a")).unwrap_err();
+    assert!(matches!(refused, Error::BpffsOfContainer { .. }), "{refused}");
+    assert!(
+        refused.to_string().ends_with(&format!("mount -t bpf bpf {}", point.dir().display())),
+        "{refused}"
+    );
+    assert_eq!(point.mounted(), 1, "nothing is mounted over the volume");
 }
 
 #[test]

@@ -7,6 +7,8 @@ mount --make-rshared /
 mount -t proc proc /proc
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/netns /run/lock
+# As systemd does on a node.
+mount -t bpf bpf /sys/fs/bpf
 hostname "$2"
 ip link set lo up
 echo 1 > /proc/sys/net/ipv4/ip_forward

@@ -1,12 +1,15 @@
-//! The ports of the proxy's health ([`berth_nodeapi::proxy`]): their options, and the tasks that serve them.
+//! kube-proxy's ports for health and metrics ([`berth_nodeapi::proxy`]): their options, and the tasks that serve them. A
+//! node of a control plane has them, whoever runs its pods.
 //!
 //! The node is healthy while Services are answered: the hooks are attached and the tables follow the API server's objects.
 //!
 //! kube-proxy has the same ports. While one runs they are its own: each is tried again until it is free.
 
-use super::super::{plain_http, service_inputs::ServicesHealth};
+use super::{plain_http, service_inputs::ServicesHealth};
 use berth_cluster::publish::node::NewestNode;
+use berth_core::{metrics::ReadFamily, time::Wall};
 use berth_nodeapi::proxy::{self, Proxy};
+use berth_sys::clock;
 use serde_json::Value;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -20,16 +23,16 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// Options of the proxy's health.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ProxyArgs {
-    /// Address of the health of Services (`/healthz`, `/livez`); with --services-only.
+    /// Address of the health of Services (`/healthz`, `/livez`) on a node of a control plane.
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
     proxy_healthz_bind_address: IpAddr,
     /// Port of the health of Services; 0: none.
     #[arg(long, value_name = "PORT", default_value_t = 10256)]
     proxy_healthz_port: u16,
-    /// Address of `/proxyMode`; with --services-only.
+    /// Address of the metrics of Services (`/metrics`, `/proxyMode`) on a node of a control plane.
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     proxy_metrics_bind_address: IpAddr,
-    /// Port of `/proxyMode`; 0: none.
+    /// Port of the metrics of Services; 0: none.
     #[arg(long, value_name = "PORT", default_value_t = 10249)]
     proxy_metrics_port: u16,
     /// A second port of the health of Services, on the loopback address, that no kube-proxy has: for this agent's own
@@ -61,7 +64,7 @@ pub(super) fn start(args: &ProxyArgs, services: ServicesHealth, node: NewestNode
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let ports = [
         (args.proxy_healthz_bind_address, args.proxy_healthz_port, Arc::clone(&health)),
-        (args.proxy_metrics_bind_address, args.proxy_metrics_port, proxy::mode()),
+        (args.proxy_metrics_bind_address, args.proxy_metrics_port, proxy::metrics(metrics)),
         (loopback, args.probe_port.unwrap_or_default(), health),
     ];
     let served = ports.into_iter().filter(|(_, port, _)| *port != 0);
@@ -69,6 +72,21 @@ pub(super) fn start(args: &ProxyArgs, services: ServicesHealth, node: NewestNode
         tokio::spawn(plain_http::serve(SocketAddr::new(address, port), answer, stopped.clone(), |_taken| ()))
     });
     ProxyHealth { tasks: tasks.collect(), stop }
+}
+
+/// What the data plane, the client of the API server and the health count, and what the process uses.
+fn metrics() -> Vec<u8> {
+    let mut families: Vec<&'static dyn ReadFamily> = Vec::new();
+    families.extend(berth_services::metrics::families());
+    families.extend(proxy::families());
+    families.extend(berth_kube::metrics::families());
+    berth_stats::render::agent::render_process(berth_stats::process::read_own().as_ref(), booted(), &families)
+}
+
+/// The time of the machine's boot.
+fn booted() -> Wall {
+    let since = i64::try_from(clock::boottime().0.as_nanos()).unwrap_or(i64::MAX);
+    Wall(clock::wall().0.saturating_sub(since))
 }
 
 struct Served {
