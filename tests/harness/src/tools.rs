@@ -120,6 +120,21 @@ pub fn load() -> Result<PathBuf> {
     Ok(programs.join("berth-load"))
 }
 
+/// The program `berth-csi-nfs`, built where necessary: a debug build, which has the stand-in for a server.
+///
+/// # Errors
+/// The build fails.
+pub fn csi_nfs() -> Result<PathBuf> {
+    let built = cargo(&["build", "--quiet", "--locked", "--package", "berth-csi-nfs"]).status();
+    ensure!(built.context("cannot run cargo")?.success(), "berth-csi-nfs does not build");
+    Ok(target().join("debug/berth-csi-nfs"))
+}
+
+/// Cargo's directory of what it builds.
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
+}
+
 /// Directory of `berth` and `berth-cni`, built where necessary. `BERTH_BIN` (`BERTH_BIN_FAILPOINTS`,
 /// `BERTH_BIN_RELEASE`, `BERTH_BIN_RELEASE_FAILPOINTS`) names a ready directory instead.
 ///
@@ -135,7 +150,7 @@ pub fn programs(build: Build) -> Result<PathBuf> {
     if let Some(dir) = env::var_os(ready) {
         return Ok(dir.into());
     }
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
+    let target = target();
     match build {
         Build::Plain => {
             cargo_build(&[])?;

@@ -12,6 +12,7 @@ mod cargo;
 mod clients;
 mod cluster;
 mod conformance;
+mod csi;
 mod demo;
 mod docs;
 mod ebpf;

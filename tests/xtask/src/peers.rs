@@ -51,7 +51,7 @@ const fn kubernetes(name: &'static str, package: &'static str) -> Peer {
 }
 
 /// All programs. The first of Kubernetes' compiles what the others share.
-const PEERS: [Peer; 14] = [
+const PEERS: [Peer; 15] = [
     Peer { name: "etcd-3.4", from: Source::Debian { package: "etcd-server", file: "usr/bin/etcd" } },
     Peer { name: "etcd-3.6", from: Source::Go { module: "etcd", package: "go.etcd.io/etcd/server/v3" } },
     kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
@@ -76,6 +76,13 @@ const PEERS: [Peer; 14] = [
     Peer {
         name: "promtool",
         from: Source::Go { module: "promtool", package: "github.com/prometheus/prometheus/cmd/promtool" },
+    },
+    Peer {
+        name: "csi-sanity",
+        from: Source::Go {
+            module: "csi-sanity",
+            package: "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity",
+        },
     },
     kubernetes("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
     Peer {

@@ -32,7 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub(crate) struct Args {
     /// Run only this suite: fmt, clippy, deny, ebpf, arrows, docs, crates, plan (a million histories),
     /// mutations (a hundred thousand of each kind of input), services (five minutes of churn, two nodes),
-    /// node (all node suites), one of the node suites (demo, lifecycle, output, pulls, kill, parity), cluster (one
+    /// csi (the CSI crates, and csi-sanity against the driver for NFS), node (all node suites), one of the node suites (demo, lifecycle, output, pulls, kill, parity), cluster (one
     /// outage of a real control plane), or vm (Debian in a VM). A suite named here runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
@@ -82,6 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("crates") => run.crates()?,
         Some("plan") => run.plan()?,
         Some("mutations") => run.mutations()?,
+        Some("csi") => run.csi()?,
         Some("cluster") => crate::outage::suite(&mut run.tally)?,
         Some("vm") => crate::vm::suite(&args.kernel, args.filter.as_deref(), &mut run.tally)?,
         Some("services") => run.suites(SERVICES, None, !args.quick)?,
@@ -228,6 +229,19 @@ impl Run {
         let Some(all) = self.built("build", built)? else { return Ok(()) };
         // The printed shares are read as one text, so one crate runs at a time.
         self.binaries(&all.iter().collect::<Vec<_>>(), &[("BERTH_MUTATIONS", "100000")], 1)
+    }
+
+    /// The tests of the crates in `csi`, and csi-sanity.
+    fn csi(&mut self) -> Result<()> {
+        let packages =
+            ["--package", "berth-csi-proto", "--package", "berth-csi-client", "--package", "berth-csi-nfs"];
+        let built = out::timed("build the tests of csi", || binaries::build(&packages));
+        let Some(all) = self.built("build", built)? else { return Ok(()) };
+        self.binaries(&all.iter().collect::<Vec<_>>(), &[], 1)?;
+        if self.filter.is_none() {
+            crate::csi::sanity(&mut self.tally)?;
+        }
+        Ok(())
     }
 
     /// The suites of a crate, or one of them: in full with `full`, otherwise a tenth of the repetitions.

@@ -257,7 +257,7 @@ fn make(dir: &Path, entries: &BTreeMap<String, Entry>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(50))]
     #[test]
     fn every_tree_is_equal_after_its_copy(entries in entries()) {
         let dir = in_memory();
