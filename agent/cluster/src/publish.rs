@@ -5,6 +5,7 @@
 //!
 //! What to send next is decided by pure functions; the tasks send the requests and give the answers back.
 
+pub mod csi_node;
 pub mod events;
 pub mod lease;
 pub mod mirrors;

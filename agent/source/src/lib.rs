@@ -19,6 +19,7 @@
 pub mod cluster;
 pub mod controllers;
 mod convert;
+pub mod csi_node;
 pub mod directory;
 mod error;
 pub mod event;
