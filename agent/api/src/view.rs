@@ -162,6 +162,9 @@ pub struct NodeView {
     /// The file system of the images, and what image collection did there; `None` before the first look.
     #[serde(default)]
     pub image_disk: Option<Health>,
+    /// The registered CSI drivers, and plugins that are not registered; `None` where there is no plugin.
+    #[serde(default)]
+    pub csi: Option<Health>,
     /// The node's addresses and uplinks; `None` from an older agent.
     #[serde(default)]
     pub addresses: Option<AddressesView>,

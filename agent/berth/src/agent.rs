@@ -9,6 +9,7 @@ mod cluster;
 mod cluster_dns;
 mod control_plane;
 mod credential_providers;
+mod csi;
 mod exec_session;
 mod host_network;
 mod housekeeping;
@@ -44,6 +45,7 @@ use crate::{dns::DEFAULT_DOMAIN, lock};
 use anyhow::{Context as _, bail};
 use berth_cluster::ImageAccounts;
 use berth_core::roots::Roots;
+use berth_csi_client::registration::Registration;
 use berth_executor::{NodeConfig, NodeExecutor, pump};
 use berth_network::{Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
@@ -242,6 +244,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         prober,
         incoming_tx.clone(),
     ));
+    let registration = Registration::start(&roots.plugins_registry_dir());
     let events = control_plane.as_ref().map(ControlPlane::events);
     let status = Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), node.clone(), events));
     let health = ServicesHealth::default();
@@ -264,6 +267,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         host: host_network.clone(),
         services: (!args.no_services).then(|| health.clone()),
         dns: dns_health,
+        csi: registration.plugins(),
         control_plane: control_plane.as_ref().map(ControlPlane::health),
         since: clock::wall(),
         pods: incoming_tx,
@@ -299,6 +303,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             status: Arc::clone(&status),
             sources: sources.latest.clone(),
             node_object,
+            csi: registration.plugins(),
             port: args.node_api.port(),
         })
     });
@@ -373,7 +378,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     for task in [pumping, housekeeping, collecting, following, following_node] {
         task.abort();
     }
-    drop(publishing);
+    drop((publishing, registration));
     sources.shutdown().await.context("end the sources")?;
     if let Ok(runtime) = executor.runtime() {
         runtime.shutdown().await;

@@ -124,6 +124,11 @@ impl Roots {
         self.pod_state.join("pods").join(uid.as_str())
     }
 
+    /// Directory of the sockets by which plugins introduce themselves, `plugins_registry` below the pod state.
+    pub fn plugins_registry_dir(&self) -> PathBuf {
+        self.pod_state.join("plugins_registry")
+    }
+
     /// Name of a pod's log directory, `<namespace>_<pod>_<uid>`.
     pub fn pod_log_dir_name(key: &crate::ids::PodKey, uid: &crate::ids::PodUid) -> String {
         format!("{}_{}_{}", key.namespace, key.name, uid)

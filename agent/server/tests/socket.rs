@@ -117,6 +117,7 @@ impl Backend for Fake {
             services: None,
             dns: None,
             image_disk: None,
+            csi: None,
             addresses: None,
             sources: Vec::new(),
             control_plane: None,

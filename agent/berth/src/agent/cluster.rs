@@ -12,6 +12,7 @@ use super::{
     args::AgentArgs,
     certificates::{self, CertificatesHealth, ServingTls},
     control_plane::ControlPlaneHealth,
+    csi,
     local_api::LocalApi,
     node::{ApiNode, LabelsAndTaints, NodeWatch},
     sources::Latest,
@@ -23,7 +24,7 @@ use berth_cluster::{
     certificates::{ClientCertificate, Serving},
     foreign_certificate,
     publish::{
-        RateLimit,
+        RateLimit, csi_node,
         events::{self, Events},
         lease, mirrors,
         node::{self, NewestNode, NodeTasks},
@@ -68,6 +69,7 @@ pub(crate) struct Facts {
     pub(crate) status: Arc<StatusManager>,
     pub(crate) sources: Latest,
     pub(crate) node_object: ApiNode,
+    pub(crate) csi: csi::PluginWatch,
     /// Port of the node's API.
     pub(crate) port: Option<u16>,
 }
@@ -76,7 +78,7 @@ pub(crate) struct Facts {
 pub(crate) struct Publishing {
     _source: ClusterSource,
     _node: NodeTasks,
-    _tasks: [Task; 7],
+    _tasks: [Task; 8],
     _serving: Option<Task>,
 }
 
@@ -170,10 +172,17 @@ impl ControlPlane {
             facts.sources.clone(),
             Arc::clone(&facts.status),
         );
+        let csi_node = csi_node::start(
+            self.pool.clone(),
+            info.name.clone(),
+            node.newest(),
+            facts.csi.clone(),
+            csi::drivers,
+        );
         let pods = pods::start(self.pool, limit, self.api, Arc::clone(&facts.status), self.unpublished);
         let following = Task::spawn(follow_node_object(node.newest(), facts.node_object.clone()));
         let observing = Task::spawn(observe(facts, reports));
-        let tasks = [client, lease, pods, sending, mirrors, following, observing];
+        let tasks = [client, lease, pods, sending, mirrors, following, observing, csi_node];
         Publishing { _source: self.source, _node: node, _tasks: tasks, _serving: serving }
     }
 }

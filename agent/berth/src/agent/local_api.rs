@@ -4,6 +4,7 @@ use super::{
     api_error::{from_runtime, unavailable},
     cluster_dns::DnsHealth,
     control_plane::ControlPlaneHealth,
+    csi,
     exec_session::{self, LocalExec},
     host_network::Host,
     image_collection::ImageCollection,
@@ -48,6 +49,8 @@ pub(crate) struct LocalApi {
     pub(crate) services: Option<ServicesHealth>,
     /// `None` where this node does not serve cluster DNS.
     pub(crate) dns: Option<DnsHealth>,
+    /// The CSI drivers.
+    pub(crate) csi: csi::PluginWatch,
     /// `None` where the node works for no control plane.
     pub(crate) control_plane: Option<ControlPlaneHealth>,
     pub(crate) since: Wall,
@@ -152,6 +155,7 @@ pub(super) fn view_of_process(roots: &Roots, since: Wall) -> NodeView {
         services: None,
         dns: None,
         image_disk: None,
+        csi: None,
         addresses: None,
         sources: Vec::new(),
         control_plane: None,
@@ -182,6 +186,7 @@ impl Backend for LocalApi {
             services: self.services.as_ref().map(ServicesHealth::get),
             dns,
             image_disk: self.images.health(),
+            csi: csi::health(&self.csi.borrow()),
             addresses: Some(self.addresses()),
             sources: self.sources(),
             control_plane: self.control_plane(),

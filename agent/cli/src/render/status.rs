@@ -199,6 +199,7 @@ impl Page<'_> {
             "output": of(|n| &n.logd),
             "services": may(|n| n.services.as_ref()),
             "dns": may(|n| n.dns.as_ref()),
+            "csi": may(|n| n.csi.as_ref()),
             "nodeIPs": addresses.map(|a| &a.node_ips),
             "uplinks": addresses.map(|a| &a.uplinks),
             "controlPlane": serde_json::to_value(
@@ -218,6 +219,7 @@ fn parts(node: &NodeView) -> Vec<(&'static str, &Health)> {
     parts.extend(node.services.as_ref().map(|health| ("Services", health)));
     parts.extend(node.dns.as_ref().map(|health| ("DNS", health)));
     parts.extend(node.image_disk.as_ref().map(|health| ("Images", health)));
+    parts.extend(node.csi.as_ref().map(|health| ("CSI", health)));
     parts
 }
 

@@ -183,6 +183,7 @@ impl Backend for Agent {
             services: None,
             dns: None,
             image_disk: None,
+            csi: None,
             addresses: None,
             sources: Vec::new(),
             control_plane: None,

@@ -23,7 +23,8 @@ impl Version {
         }
     }
 
-    fn parse(text: &str) -> Option<Version> {
+    /// Reads a version; `None` where it is none.
+    pub fn parse(text: &str) -> Option<Version> {
         let text = text.trim();
         let text = text.strip_prefix('v').unwrap_or(text);
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

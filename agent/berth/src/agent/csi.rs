@@ -1,0 +1,78 @@
+//! The CSI drivers of the node as the API server and the status page show them.
+
+use berth_api::view::Health;
+use berth_csi_client::registration::{Plugins, RegisteredDriver};
+use berth_source::csi_node::CsiNodeDriver;
+use std::{path::PathBuf, sync::Arc};
+use tokio::sync::watch;
+
+/// The plugins, now and after each change.
+pub(crate) type PluginWatch = watch::Receiver<Arc<Plugins>>;
+
+/// The registered drivers as the CSINode shows them.
+pub(super) fn drivers(plugins: &Arc<Plugins>) -> Vec<CsiNodeDriver> {
+    let driver = |registered: &Arc<RegisteredDriver>| CsiNodeDriver {
+        name: registered.driver.name().to_string(),
+        node_id: registered.info.node_id.clone(),
+        topology: registered.info.topology.clone(),
+        max_volumes: registered.info.max_volumes,
+    };
+    plugins.drivers.values().map(driver).collect()
+}
+
+/// The drivers' names, and why a plugin is not registered. `None` where there is no plugin.
+pub(super) fn health(plugins: &Plugins) -> Option<Health> {
+    let names: Vec<String> = plugins.drivers.keys().map(ToString::to_string).collect();
+    let drivers = if names.is_empty() { "no driver".to_owned() } else { names.join(", ") };
+    let problem = |(socket, why): (&PathBuf, &String)| format!("{}: {why}", socket.display());
+    let problems: Vec<String> = plugins.problems.iter().map(problem).collect();
+    match (names.is_empty(), problems.is_empty()) {
+        (true, true) => None,
+        (_, true) => Some(Health::good(drivers)),
+        (_, false) => Some(Health::bad(format!("{drivers}; {}", problems.join("; ")))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_csi_client::{Driver, DriverName, NodeCapabilities, NodeInfo, registration::Version};
+
+    fn plugins(names: &[&str], problems: &[(&str, &str)]) -> Arc<Plugins> {
+        let driver = |name: &&str| {
+            let name = DriverName::parse(name).unwrap();
+            let topology = [("zone".to_owned(), "a".to_owned())].into();
+            let registered = RegisteredDriver {
+                driver: Driver::new(name.clone(), "/s".as_ref()),
+                version: Version::parse("1.5.0").unwrap(),
+                info: NodeInfo { node_id: "n".into(), max_volumes: Some(5), topology },
+                capabilities: NodeCapabilities::default(),
+                socket: "/r".into(),
+            };
+            (name, Arc::new(registered))
+        };
+        Arc::new(Plugins {
+            drivers: names.iter().map(driver).collect(),
+            problems: problems.iter().map(|(s, why)| ((*s).into(), (*why).to_owned())).collect(),
+        })
+    }
+
+    #[test]
+    fn the_status_page_names_drivers_and_problems() {
+        assert_eq!(health(&plugins(&[], &[])), None);
+        assert_eq!(health(&plugins(&["b", "a"], &[])), Some(Health::good("a, b")));
+        let bad = health(&plugins(&["a"], &[("/r/x.sock", "no answer")])).unwrap();
+        assert!(!bad.ok);
+        assert_eq!(bad.message, "a; /r/x.sock: no answer");
+        assert_eq!(health(&plugins(&[], &[("/r/x", "y")])).unwrap().message, "no driver; /r/x: y");
+    }
+
+    #[test]
+    fn a_csi_node_has_what_the_drivers_said() {
+        let shown = drivers(&plugins(&["a"], &[]));
+        let topology = [("zone".to_owned(), "a".to_owned())].into();
+        let expected =
+            CsiNodeDriver { name: "a".into(), node_id: "n".into(), topology, max_volumes: Some(5) };
+        assert_eq!(shown, [expected]);
+    }
+}
