@@ -55,7 +55,7 @@ use berth_runtime::{RuntimeConfig, spec::HostFacts};
 use berth_services::{ClearPods, HostNetworkConfig, PodNetworks};
 use berth_source::ServiceRanges;
 use berth_sys::{clock, memory, mount, service};
-use berth_volumes::Volumes;
+use berth_volumes::{CsiDrivers, Volumes};
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -219,7 +219,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     };
     let dirs = (args.manifests.clone(), args.static_pods.clone());
     let snapshots = control_plane.as_ref().map(ControlPlane::snapshots);
-    let (sources, desired) = sources::start(&roots, dirs, ranges, snapshots, &cache);
+    let labels = node.borrow().labels.clone();
+    let (sources, desired) = sources::start(&roots, dirs, ranges, &labels, snapshots, &cache);
     let plugins = credential_providers::open(
         args.images.image_credential_provider_config.as_deref(),
         args.images.image_credential_provider_bin_dir.as_deref(),
@@ -235,16 +236,17 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         plugins,
         verification: args.images.verification().map_err(anyhow::Error::msg)?,
     };
+    let registration = Registration::start(&roots.plugins_registry_dir());
+    let drivers = CsiDrivers::new(csi::find(registration.plugins()), tokio::runtime::Handle::current());
     let executor = Arc::new(NodeExecutor::new(
         config,
         Arc::clone(&logd),
         network.clone(),
-        Volumes::new(&roots),
+        Volumes::new(&roots).with_drivers(drivers),
         cgroups.clone(),
         prober,
         incoming_tx.clone(),
     ));
-    let registration = Registration::start(&roots.plugins_registry_dir());
     let events = control_plane.as_ref().map(ControlPlane::events);
     let status = Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), node.clone(), events));
     let health = ServicesHealth::default();

@@ -12,8 +12,8 @@
 use berth_core::{
     error::Chain,
     ids::{Namespace, PodUid},
-    model::{KeyedData, ObjectKind, ObjectName, Objects, Pod, Service},
-    refs::env_refs,
+    model::{CsiDriver, KeyedData, ObjectKind, ObjectName, Objects, Pod, Service, StorageObject},
+    refs::{env_refs, refs_with},
     shared::Shared,
     value::Value,
 };
@@ -49,6 +49,12 @@ pub(crate) struct KeptInputs {
 struct PodInputs {
     config_maps: Vec<Arc<KeyedData>>,
     secrets: Vec<Arc<KeyedData>>,
+    /// The objects of its persistent volumes: where a volume is mounted follows from them.
+    #[serde(default)]
+    storage: Vec<(ObjectName, StorageObject)>,
+    /// The drivers of its volumes.
+    #[serde(default)]
+    drivers: Vec<Arc<CsiDriver>>,
     /// Objects that did not exist: an optional one keeps no container waiting.
     absent: Vec<ObjectName>,
     services: Vec<Arc<Service>>,
@@ -63,7 +69,20 @@ impl PodInputs {
                 (Value::Known(object), ObjectKind::ConfigMap) => inputs.config_maps.push(Arc::clone(object)),
                 (Value::Known(object), ObjectKind::Secret) => inputs.secrets.push(Arc::clone(object)),
                 (Value::Absent, _) => inputs.absent.push((r.kind, r.namespace, r.name)),
-                (Value::Known(_), ObjectKind::ServiceAccount) | (Value::Unknown(_), _) => {}
+                (Value::Known(_), _) | (Value::Unknown(_), _) => {}
+            }
+        }
+        for r in refs_with(pod, objects).into_iter().filter(|r| r.kind.is_storage()) {
+            if r.kind == ObjectKind::CsiDriver {
+                if let Value::Known(driver) = objects.csi_driver(&r.name) {
+                    inputs.drivers.push(Arc::clone(driver));
+                }
+                continue;
+            }
+            let name = (r.kind, r.namespace, r.name);
+            if let Value::Known(object) = objects.storage(&name) {
+                let object = object.clone();
+                inputs.storage.push((name, object));
             }
         }
         let seen = |service: &&Arc<Service>| pod.enable_service_links || service.is_kubernetes();
@@ -95,7 +114,7 @@ fn by_namespace(
 /// Reads what an earlier agent of this boot kept. Files that cannot be read are left out.
 pub(crate) fn load(dir: &Path) -> KeptInputs {
     let mut objects = Objects::default();
-    let mut services = BTreeMap::new();
+    let (mut services, mut drivers) = (BTreeMap::new(), BTreeMap::new());
     for file in files(dir) {
         let inputs = read_limited(&file, MAX).map_err(|error| Chain(&error).to_string());
         let inputs = inputs
@@ -105,12 +124,17 @@ pub(crate) fn load(dir: &Path) -> KeptInputs {
                 inputs.config_maps.into_iter().for_each(|o| objects.put(ObjectKind::ConfigMap, o));
                 inputs.secrets.into_iter().for_each(|o| objects.put(ObjectKind::Secret, o));
                 inputs.absent.into_iter().for_each(|(kind, ns, name)| objects.put_absent(kind, ns, name));
+                inputs.storage.into_iter().for_each(|(name, object)| objects.put_storage(name, object));
+                drivers.extend(inputs.drivers.into_iter().map(|driver| (driver.name.clone(), driver)));
                 services.extend(inputs.services.into_iter().map(|s| (s.key.clone(), s)));
             }
             Err(error) => {
                 tracing::warn!(file = %file.display(), error, "cannot read the kept inputs of a pod");
             }
         }
+    }
+    if !drivers.is_empty() {
+        objects.set_csi_drivers(Arc::new(drivers));
     }
     let mut shared = Shared::default();
     let raw = Arc::new(serde_json::Value::Null);

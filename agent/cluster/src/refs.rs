@@ -1,4 +1,4 @@
-//! The ConfigMaps and Secrets that pods use, also for pulling images, followed one by one.
+//! The ConfigMaps, Secrets and objects of storage that pods use, followed one by one.
 //!
 //! The API server lets a node read an object only if a pod of the node names it, and only by its name: each object has
 //! a reflector of its own. The reflector starts with the first pod that uses the object and ends [`IDLE`] after the
@@ -7,13 +7,14 @@
 //! An object is unknown until the API server has answered. An answer without the object says that there is none.
 
 mod object;
+mod storage;
 mod usage;
 
 use crate::Task;
 use berth_core::{
     ids::PodUid,
-    model::{KeyedData, ObjectName, Objects},
-    refs::refs,
+    model::{KeyedData, ObjectKind, ObjectName, Objects, StorageObject},
+    refs::refs_with,
     value::{Value, Why},
 };
 use berth_kube::pool::Pool;
@@ -39,6 +40,8 @@ pub(crate) enum Answer {
         /// Whether it never changes. The reflector has ended then.
         immutable: bool,
     },
+    /// An object of storage.
+    Storage(StorageObject),
     /// The object does not exist.
     Absent,
     /// The object may be behind, or is not known yet. What was known of it stays.
@@ -53,6 +56,8 @@ pub(crate) struct References {
     answers: mpsc::Sender<(ObjectName, Answer)>,
     usage: Usage,
     followed: BTreeMap<ObjectName, Followed>,
+    /// Objects of storage that changed: what the pods that use them name may have changed too.
+    led: BTreeSet<ObjectName>,
 }
 
 #[derive(Debug)]
@@ -65,18 +70,23 @@ struct Followed {
 impl References {
     /// The reflectors send their answers to `answers`.
     pub(crate) fn new(pool: Pool, answers: mpsc::Sender<(ObjectName, Answer)>) -> References {
-        References { pool, answers, usage: Usage::default(), followed: BTreeMap::new() }
+        References { pool, answers, usage: Usage::default(), followed: BTreeMap::new(), led: BTreeSet::new() }
     }
 
     /// Takes a pod that is new or has changed, or is gone.
     pub(crate) fn pod(&mut self, uid: &PodUid, pod: Option<&DesiredPod>, objects: &mut Arc<Objects>) {
         // A pod that has ended reads nothing any more.
-        let names = pod.filter(|pod| !pod.is_over()).map(names).unwrap_or_default();
+        let names = pod.filter(|pod| !pod.is_over()).map(|pod| names(pod, objects)).unwrap_or_default();
         for name in self.usage.set(uid, names, Instant::now()) {
             // A reflector that waits after a refusal starts anew: what refused the object to an earlier pod need not
             // refuse it to this one.
             if self.followed.get(&name).is_none_or(|followed| !followed.current) {
-                let task = Task::spawn(object::run(name.clone(), self.pool.clone(), self.answers.clone()));
+                let (pool, answers) = (self.pool.clone(), self.answers.clone());
+                let task = if name.0.is_storage() {
+                    Task::spawn(storage::run(name.clone(), pool, answers))
+                } else {
+                    Task::spawn(object::run(name.clone(), pool, answers))
+                };
                 forget_refusal(&name, objects);
                 self.followed.insert(name, Followed { _task: task, current: false });
             }
@@ -89,6 +99,9 @@ impl References {
         let Some(followed) = self.followed.get_mut(name) else { return };
         let (kind, namespace, text) = name.clone();
         followed.current = !matches!(answer, Answer::Behind(_));
+        if kind.is_storage() {
+            return self.storage_answered(name, answer, objects);
+        }
         let known = objects.get(kind, &namespace, &text);
         match (answer, known) {
             (Answer::Known { data, immutable }, known) => {
@@ -99,13 +112,42 @@ impl References {
                     Arc::make_mut(objects).put(kind, data);
                 }
             }
-            (Answer::Absent, Value::Absent) | (Answer::Current, _) => {}
+            (Answer::Absent, Value::Absent) | (Answer::Current | Answer::Storage(_), _) => {}
             (Answer::Absent, _) => Arc::make_mut(objects).put_absent(kind, namespace, text),
             (Answer::Behind(why), Value::Unknown(known)) if why != known => {
                 Arc::make_mut(objects).put_unknown(kind, namespace, text, why);
             }
             (Answer::Behind(_), _) => {}
         }
+    }
+
+    fn storage_answered(&mut self, name: &ObjectName, answer: Answer, objects: &mut Arc<Objects>) {
+        let (kind, namespace, text) = name.clone();
+        let known = objects.storage(name);
+        match (answer, known) {
+            (Answer::Storage(object), known) if known != Value::Known(&object) => {
+                Arc::make_mut(objects).put_storage(name.clone(), object);
+            }
+            (Answer::Absent, known) if known != Value::Absent => {
+                Arc::make_mut(objects).put_absent(kind, namespace, text);
+            }
+            (Answer::Behind(why), Value::Unknown(known)) if why != known => {
+                Arc::make_mut(objects).put_unknown(kind, namespace, text, why);
+            }
+            _ => return,
+        }
+        self.led.insert(name.clone());
+    }
+
+    /// The pods that use an object of storage that has changed since the last call.
+    pub(crate) fn take_led(&mut self) -> BTreeSet<PodUid> {
+        let led = std::mem::take(&mut self.led);
+        led.iter().flat_map(|name| self.usage.pods_of(name)).cloned().collect()
+    }
+
+    /// The pods with objects of storage, for a change of the drivers.
+    pub(crate) fn with_storage(&self) -> BTreeSet<PodUid> {
+        self.usage.pods_with(|name| name.0.is_storage()).cloned().collect()
     }
 
     /// The time of the next [`References::stop_idle`] that stops something.
@@ -130,10 +172,11 @@ impl References {
 
     /// The objects in use of which nothing is known yet.
     pub(crate) fn unread(&self, objects: &Objects) -> BTreeMap<ObjectName, Why> {
-        let unread = self.usage.used().filter_map(|name| match objects.get(name.0, &name.1, &name.2) {
-            Value::Unknown(why) => Some((name.clone(), why)),
-            Value::Known(_) | Value::Absent => None,
-        });
+        let why = |name: &ObjectName| match name.0.is_storage() {
+            true => objects.storage(name).why(),
+            false => objects.get(name.0, &name.1, &name.2).why(),
+        };
+        let unread = self.usage.used().filter_map(|name| Some((name.clone(), why(name)?)));
         unread.collect()
     }
 }
@@ -148,21 +191,26 @@ fn forget_others(objects: &mut Arc<Objects>, current: impl Fn(&ObjectName) -> bo
 
 /// Forgets that an object was refused, so that its new pod meets no refusal that was for an earlier one.
 fn forget_refusal((kind, namespace, name): &ObjectName, objects: &mut Arc<Objects>) {
-    if let Value::Unknown(Why::Refused(_)) = objects.get(*kind, namespace, name) {
+    let why = match kind.is_storage() {
+        true => objects.storage(&(*kind, namespace.clone(), name.clone())).why(),
+        false => objects.get(*kind, namespace, name).why(),
+    };
+    if let Some(Why::Refused(_)) = why {
         Arc::make_mut(objects).put_unknown(*kind, namespace.clone(), name.clone(), Why::NotAsked);
     }
 }
 
-/// The objects that the files and variables of a pod are made of, and those with credentials for its images.
-fn names(desired: &DesiredPod) -> BTreeSet<ObjectName> {
-    let data = refs(&desired.pod).into_iter().filter(|r| r.used_for.is_data());
+/// The objects that the volumes and variables of a pod are made of, and those with credentials for its images. The drivers
+/// are followed as a set.
+fn names(desired: &DesiredPod, objects: &Objects) -> BTreeSet<ObjectName> {
+    let all = refs_with(&desired.pod, objects).into_iter();
+    let data = all.filter(|r| r.used_for.is_object() && r.kind != ObjectKind::CsiDriver);
     data.map(|r| (r.kind, r.namespace, r.name)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_core::model::ObjectKind;
 
     #[test]
     fn a_new_pod_waits_anew_for_an_object_that_was_refused_to_another() {

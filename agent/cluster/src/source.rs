@@ -19,7 +19,7 @@ use berth_kube::{
     reflector::{Change, Health, Kind, ListWatch, Options, follow},
 };
 use berth_source::{Snapshot, Source};
-use kinds::{EndpointSlices, Pods, Services};
+use kinds::{CsiDrivers, EndpointSlices, Pods, Services};
 use state::State;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use tokio::{
@@ -59,6 +59,7 @@ impl ClusterSource {
             pods: set("pods", Pods::of(node.clone()), pool, &mut sets, &mut tasks),
             services: set("services", Services, pool, &mut sets, &mut tasks),
             slices: set("endpointslices", EndpointSlices, pool, &mut sets, &mut tasks),
+            drivers: runs_pods.then(|| set("csidrivers", CsiDrivers, pool, &mut sets, &mut tasks)),
         };
         for (name, health) in &sets {
             tasks.push(Task::spawn(refusals::tell(name, node.clone(), health.clone())));
@@ -95,6 +96,16 @@ struct Input {
     pods: mpsc::Receiver<Change<<Pods as Kind>::Item>>,
     services: mpsc::Receiver<Change<<Services as Kind>::Item>>,
     slices: mpsc::Receiver<Change<<EndpointSlices as Kind>::Item>>,
+    /// Of a node that runs pods.
+    drivers: Option<mpsc::Receiver<Change<<CsiDrivers as Kind>::Item>>>,
+}
+
+/// The next change of a set, if it is followed.
+async fn next<T>(set: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match set {
+        Some(set) => set.recv().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Who reads what the containers of pods are started from.
@@ -141,10 +152,12 @@ async fn run(
     let mut token_values = tokens.values();
     loop {
         let idle = references.next_stop();
+        let mut drivers_changed = false;
         tokio::select! {
             Some(change) = input.pods.recv() => state.pod(change),
             Some(change) = input.services.recv() => state.service(change),
             Some(change) = input.slices.recv() => state.slice(change),
+            Some(change) = next(&mut input.drivers) => drivers_changed |= state.driver(change),
             Some((name, answer)) = objects.recv() => references.answered(&name, answer, &mut state.objects),
             Ok(()) = token_values.changed() => {
                 Arc::make_mut(&mut state.objects).set_tokens(token_values.borrow_and_update().clone());
@@ -160,6 +173,8 @@ async fn run(
                 state.service(change);
             } else if let Ok(change) = input.slices.try_recv() {
                 state.slice(change);
+            } else if let Some(Ok(change)) = input.drivers.as_mut().map(mpsc::Receiver::try_recv) {
+                drivers_changed |= state.driver(change);
             } else if let Ok((name, answer)) = objects.try_recv() {
                 references.answered(&name, answer, &mut state.objects);
             } else {
@@ -167,10 +182,14 @@ async fn run(
             }
         }
         let mut changed = state.take_changed();
+        changed.extend(references.take_led());
+        if drivers_changed {
+            changed.extend(references.with_storage());
+        }
         if !wanted {
             changed.clear();
         }
-        if !changed.is_empty() {
+        if !changed.is_empty() || drivers_changed {
             tokens.want(state.tokens());
         }
         for uid in changed {

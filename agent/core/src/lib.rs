@@ -4,7 +4,7 @@
 //! ([`model`]), the objects that a pod names ([`mod@refs`], [`value`]), Kubernetes quantities ([`quantity`]), clocks as plain
 //! data ([`time`]), statuses and events ([`status`], [`event`]), the admission of pods ([`admit`]), the unsupported parts of a pod
 //! ([`unsupported`]), resizes in place ([`resize`]), the kernel's values for requests and limits ([`resources`]),
-//! pulls of images and the credentials for them ([`image`]), the ranges of the node's ports ([`ports`]), what a process
+//! pulls of images and the credentials for them ([`image`]), persistent volumes behind those of pods ([`volume`]), the ranges of the node's ports ([`ports`]), what a process
 //! counts about itself ([`metrics`]), sets of objects and their changes ([`shared`]), and the two state machines:
 //! [`plan`] for a pod and [`probe`] for one probe. Beside these: printing of errors ([`error`]), elements of certificates
 //! ([`der`]), slots that clients share fairly ([`shares`]) and locking of mutexes ([`sync`]).
@@ -36,3 +36,4 @@ pub mod sync;
 pub mod time;
 pub mod unsupported;
 pub mod value;
+pub mod volume;

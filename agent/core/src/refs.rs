@@ -3,18 +3,23 @@
 //! A source that reads objects one by one asks for exactly these. A kind that is not named is never asked for: the API
 //! server refuses it to a node.
 
+mod storage;
+
 use crate::{
-    ids::Namespace,
+    ids::{Namespace, VolumeName},
     model::{Container, EnvFromSource, EnvValue, ObjectKind, Pod, ProjectedSource, VolumeSource},
 };
 use std::{collections::BTreeSet, path::PathBuf};
+
+pub use storage::{attachment_name, refs_with};
 
 /// A reference of a pod to an object of its namespace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ref {
     /// The object's kind.
     pub kind: ObjectKind,
-    /// The pod's namespace, which is the object's too.
+    /// The pod's namespace, which is the object's too; but for the Secrets of a persistent volume, which may be of any
+    /// namespace, and for objects of the whole cluster.
     pub namespace: Namespace,
     /// The object's name.
     pub name: String,
@@ -31,6 +36,8 @@ pub enum RefUse {
     Env,
     /// Credentials for pulling images.
     Pull,
+    /// A persistent volume, or one of a CSI driver, that a container mounts.
+    Storage,
     /// A token of a ServiceAccount as a file of a volume that a container mounts.
     Token {
         /// The token's audience; `None` is the API server's own.
@@ -43,14 +50,14 @@ pub enum RefUse {
 }
 
 impl RefUse {
-    /// Whether the object's keys are used: in files, in variables or for pulling images.
-    pub fn is_data(&self) -> bool {
-        matches!(self, RefUse::Volume | RefUse::Env | RefUse::Pull)
+    /// Whether the object itself is used, and no token of it.
+    pub fn is_object(&self) -> bool {
+        !matches!(self, RefUse::Token { .. })
     }
 
-    /// Whether files of a volume are made of the object.
+    /// Whether a volume is made of the object.
     pub fn is_file(&self) -> bool {
-        matches!(self, RefUse::Volume | RefUse::Token { .. })
+        matches!(self, RefUse::Volume | RefUse::Storage | RefUse::Token { .. })
     }
 }
 
@@ -87,13 +94,31 @@ pub fn refs(pod: &Pod) -> BTreeSet<Ref> {
                     ProjectedSource::DownwardApi(_) | ProjectedSource::NotYet { .. } => None,
                 }));
             }
-            VolumeSource::EmptyDir { .. }
+            VolumeSource::PersistentVolumeClaim { claim, .. } => {
+                all.insert(of(ObjectKind::PersistentVolumeClaim, claim, RefUse::Storage));
+            }
+            VolumeSource::Ephemeral => {
+                let claim = ephemeral_claim(pod, &volume.name);
+                all.insert(of(ObjectKind::PersistentVolumeClaim, &claim, RefUse::Storage));
+            }
+            VolumeSource::Csi(csi) => {
+                all.insert(of(ObjectKind::CsiDriver, &csi.driver, RefUse::Storage));
+                let secret = csi.publish_secret.iter();
+                all.extend(secret.map(|name| of(ObjectKind::Secret, name, RefUse::Storage)));
+            }
+            VolumeSource::Nfs(_)
+            | VolumeSource::EmptyDir { .. }
             | VolumeSource::HostPath { .. }
             | VolumeSource::DownwardApi { .. }
             | VolumeSource::NotYet { .. } => {}
         }
     }
     all
+}
+
+/// The name of the claim of a generic ephemeral volume (`ephemeral.VolumeClaimName`).
+pub fn ephemeral_claim(pod: &Pod, volume: &VolumeName) -> String {
+    format!("{}-{volume}", pod.key.name)
 }
 
 /// The references of a container's environment.

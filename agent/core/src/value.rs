@@ -14,6 +14,15 @@ pub enum Value<T> {
 }
 
 impl<T> Value<T> {
+    /// The part of a known object that `part` finds; absent where it finds none.
+    pub fn and_then<U>(self, part: impl FnOnce(T) -> Option<U>) -> Value<U> {
+        match self {
+            Value::Known(object) => part(object).map_or(Value::Absent, Value::Known),
+            Value::Absent => Value::Absent,
+            Value::Unknown(why) => Value::Unknown(why),
+        }
+    }
+
     /// Why the object is unknown; `None` where it is known or absent.
     pub fn why(self) -> Option<Why> {
         match self {
@@ -28,6 +37,8 @@ impl<T> Value<T> {
 pub enum Why {
     /// The source has not asked for the object yet, or has no answer yet.
     NotAsked,
+    /// The object is not yet as the pod needs it, which others see to, and what is missing.
+    Pending(String),
     /// The source's server refuses the object to this node, with its text. A pod that needs the object shows that as an
     /// error, and tries again.
     Refused(String),
@@ -46,6 +57,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::NotAsked => f.write_str("not read yet"),
+            Why::Pending(text) => f.write_str(text),
             Why::Refused(text) => write!(f, "refused: {text}"),
             Why::Unreachable(text) => write!(f, "unreachable: {text}"),
         }

@@ -14,6 +14,7 @@
 //! checks them for shared propagation.
 
 mod container;
+mod device;
 mod host;
 mod image;
 mod mounts;
@@ -29,6 +30,7 @@ mod tests;
 mod user;
 
 pub use container::{ContainerInput, ContainerSpecError, build_container};
+pub use device::DeviceSpec;
 pub use host::{HostFacts, HostFactsError};
 pub use image::{ImageConfig, ImageConfigError, MAX_CONFIG_BYTES};
 pub use mounts::{MountOrigin, MountSpec, image_volumes};
@@ -123,6 +125,8 @@ pub struct SpecInput<'a> {
     /// Bind mounts: volumes in the container's order, then the pod's own files, the sandbox's files, the
     /// image's volumes.
     pub mounts: &'a [MountSpec],
+    /// Block devices of volumes, beside those of a privileged container.
+    pub devices: &'a [DeviceSpec],
     /// The namespaces that the container joins.
     pub namespaces: &'a NamespacePaths,
     /// The container's cgroup, from the root of each hierarchy.
@@ -254,7 +258,11 @@ fn cgroup(input: &SpecInput<'_>) -> Result<LinuxResources, OciSpecError> {
     memory.set_limit(wanted.memory_limit);
     memory.set_swap(wanted.memory_swap);
     let mut all = LinuxResources::default();
-    all.set_devices(Some(vec![device_rule(input.container.security.privileged)?]));
+    let mut rules = vec![device_rule(input.container.security.privileged)?];
+    for device in input.devices {
+        rules.push(device.rule()?);
+    }
+    all.set_devices(Some(rules));
     all.set_cpu(Some(cpu));
     all.set_memory(Some(memory));
     if !wanted.hugepages.is_empty() {
@@ -290,7 +298,12 @@ fn linux(input: &SpecInput<'_>, bounding: &[String], propagation: Option<&str>) 
         .masked_paths(masked)
         .readonly_paths(read_only)
         .build()?;
-    linux.set_devices(Some(input.host.devices.clone()).filter(|d| security.privileged && !d.is_empty()));
+    let mut devices = if security.privileged { input.host.devices.clone() } else { Vec::new() };
+    for device in input.devices {
+        devices.retain(|host| host.path() != Path::new(&device.path));
+        devices.push(device.node()?);
+    }
+    linux.set_devices(Some(devices).filter(|d| !d.is_empty()));
     linux.set_seccomp(seccomp_of(input, bounding)?);
     linux.set_rootfs_propagation(propagation.map(str::to_owned));
     linux.set_net_devices(None);

@@ -15,11 +15,14 @@ use crate::convert::{
     field::{FieldError, FieldPath},
 };
 use berth_core::{
-    model::{EndpointSlice, KeyedData, Service},
+    model::{
+        CsiDriver, EndpointSlice, KeyedData, PersistentVolume, PersistentVolumeClaim, Service,
+        VolumeAttachment,
+    },
     time::Wall,
 };
 use k8s_openapi::{
-    api::{core::v1 as api, discovery::v1 as discovery},
+    api::{core::v1 as api, discovery::v1 as discovery, storage::v1 as storage},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
     serde::de::DeserializeOwned,
 };
@@ -136,6 +139,39 @@ pub fn secret(json: &[u8]) -> Result<(ObjectId, DataObject), ObjectError> {
     let object: api::Secret = secret_typed(json)?;
     let (id, immutable) = (ObjectId::of(&object.metadata), object.immutable.unwrap_or(false));
     Ok((id, DataObject { data: convert::secret(&FieldPath::ROOT, object)?, immutable }))
+}
+
+/// A v1.PersistentVolumeClaim.
+///
+/// # Errors
+/// The JSON is no claim.
+pub fn claim(json: &[u8]) -> Result<PersistentVolumeClaim, ObjectError> {
+    Ok(convert::claim(&FieldPath::ROOT, &typed(json)?)?)
+}
+
+/// A v1.PersistentVolume.
+///
+/// # Errors
+/// The JSON is no PersistentVolume.
+pub fn persistent_volume(json: &[u8]) -> Result<PersistentVolume, ObjectError> {
+    Ok(convert::persistent_volume(&FieldPath::ROOT, &typed(json)?)?)
+}
+
+/// A storage.k8s.io/v1 VolumeAttachment.
+///
+/// # Errors
+/// The JSON is no VolumeAttachment.
+pub fn volume_attachment(json: &[u8]) -> Result<VolumeAttachment, ObjectError> {
+    Ok(convert::volume_attachment(&typed(json)?))
+}
+
+/// A storage.k8s.io/v1 CSIDriver.
+///
+/// # Errors
+/// The JSON is no CSIDriver.
+pub fn csi_driver(json: &[u8]) -> Result<(ObjectId, CsiDriver), ObjectError> {
+    let object: storage::CSIDriver = typed(json)?;
+    Ok((ObjectId::of(&object.metadata), convert::csi_driver(&FieldPath::ROOT, &object)?))
 }
 
 fn typed<T: DeserializeOwned>(json: &[u8]) -> Result<T, ObjectError> {

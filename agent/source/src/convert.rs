@@ -23,6 +23,7 @@ mod projected;
 mod resources;
 mod security;
 mod service;
+mod storage;
 mod volume;
 
 pub(crate) use context::IgnoredValues;
@@ -30,3 +31,4 @@ pub(crate) use endpoint_slice::endpoint_slice;
 pub(crate) use keyed_data::{config_map, secret};
 pub(crate) use pod::{PodSource, pod};
 pub(crate) use service::{service, service_key};
+pub(crate) use storage::{claim, csi_driver, persistent_volume, storage_class, volume_attachment};

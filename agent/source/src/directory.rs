@@ -22,7 +22,7 @@ mod name_index;
 mod watcher;
 
 use crate::{Error, ServiceRanges, Snapshot, Source, manifest::Mode};
-use berth_core::ids::NodeName;
+use berth_core::{ids::NodeName, model::NodeLabels};
 use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{oneshot, watch};
 use watcher::DirectoryWatcher;
@@ -40,6 +40,8 @@ pub struct DirectoryConfig {
     pub dir: PathBuf,
     /// This node.
     pub node: NodeName,
+    /// The node's labels, which a persistent volume of one node selects it by.
+    pub labels: NodeLabels,
     /// The rules by which the files are read.
     pub mode: Mode,
     /// Interval of the rescan, which finds changes without an event.
@@ -57,7 +59,7 @@ impl DirectoryConfig {
     /// A configuration with a rescan every 20 s and 1 s for a replaced directory to settle.
     pub fn new(dir: PathBuf, node: NodeName, mode: Mode, state: PathBuf) -> DirectoryConfig {
         let (rescan, settle) = (Duration::from_secs(20), Duration::from_secs(1));
-        DirectoryConfig { dir, node, mode, rescan, settle, state, services: None }
+        DirectoryConfig { dir, node, labels: NodeLabels::new(), mode, rescan, settle, state, services: None }
     }
 }
 

@@ -21,7 +21,10 @@ mod yaml;
 use crate::{ManifestError, ServiceRanges, convert::field::FieldError};
 use berth_core::{
     ids::NodeName,
-    model::{EndpointSlice, KeyedData, Pod, Service},
+    model::{
+        CsiDriver, EndpointSlice, KeyedData, PersistentVolume, PersistentVolumeClaim, Pod, Service,
+        StorageClass,
+    },
     time::Wall,
 };
 use reader::ObjectReader;
@@ -33,7 +36,7 @@ pub use text::MAX_FILE_BYTES;
 /// The rules by which a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Pods, ConfigMaps, Secrets, Services and EndpointSlices. References resolve within the directory.
+    /// Pods, ConfigMaps, Secrets, Services, EndpointSlices and objects of storage. References resolve within the directory.
     /// Unknown fields are errors.
     Manifests,
     /// The kubelet's rules for `staticPodPath`: pods only, one object a file, no reference to API objects.
@@ -68,6 +71,8 @@ pub struct ParsedFile {
     pub services: Vec<ServiceEntry>,
     /// Its EndpointSlices.
     pub slices: Vec<EndpointSlice>,
+    /// Its claims, persistent volumes, storage classes and CSI drivers.
+    pub storage: Vec<StorageManifest>,
     /// Errors that do not make the file bad; only in [`Mode::StaticPods`].
     pub warnings: Vec<ManifestError>,
 }
@@ -84,6 +89,35 @@ pub struct PodEntry {
     pub document: usize,
     /// Whether the manifest itself gives `metadata.creationTimestamp`.
     pub created_given: bool,
+}
+
+/// An object of storage of a manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StorageManifest {
+    /// A PersistentVolumeClaim.
+    Claim(Arc<PersistentVolumeClaim>),
+    /// A PersistentVolume.
+    Volume(Arc<PersistentVolume>),
+    /// A StorageClass.
+    Class(Arc<StorageClass>),
+    /// A CSIDriver.
+    Driver(Arc<CsiDriver>),
+}
+
+/// Kind, namespace and name of an object of storage; those of the whole cluster have no namespace.
+pub(crate) type StorageKey = (&'static str, String, String);
+
+impl StorageManifest {
+    pub(crate) fn key(&self) -> StorageKey {
+        match self {
+            StorageManifest::Claim(claim) => {
+                ("PersistentVolumeClaim", claim.namespace.to_string(), claim.name.clone())
+            }
+            StorageManifest::Volume(volume) => ("PersistentVolume", String::new(), volume.name.clone()),
+            StorageManifest::Class(class) => ("StorageClass", String::new(), class.name.clone()),
+            StorageManifest::Driver(driver) => ("CSIDriver", String::new(), driver.name.clone()),
+        }
+    }
 }
 
 /// A Service and the object it was made from.

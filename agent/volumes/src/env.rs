@@ -84,6 +84,10 @@ fn kind_name(kind: ObjectKind) -> &'static str {
         ObjectKind::ConfigMap => "ConfigMap",
         ObjectKind::Secret => "Secret",
         ObjectKind::ServiceAccount => "ServiceAccount",
+        ObjectKind::PersistentVolumeClaim => "PersistentVolumeClaim",
+        ObjectKind::PersistentVolume => "PersistentVolume",
+        ObjectKind::VolumeAttachment => "VolumeAttachment",
+        ObjectKind::CsiDriver => "CSIDriver",
     }
 }
 

@@ -7,6 +7,7 @@ use berth_core::{
     ids::{ContainerName, VolumeName},
     model::ObjectKind,
     value::Why,
+    volume::ResolveError,
 };
 use std::{io, path::PathBuf};
 
@@ -30,6 +31,92 @@ pub enum Error {
         kind: ObjectKind,
         /// The object's name in the pod's namespace.
         name: String,
+    },
+    /// A kind of volume that Kubernetes has given up or moved to CSI drivers.
+    #[error("volume type {kind} is no longer supported by Kubernetes: use {alternative}")]
+    GivenUp {
+        /// The volume.
+        volume: VolumeName,
+        /// The field's name in the API.
+        kind: String,
+        /// What to use in its place.
+        alternative: &'static str,
+    },
+    /// The claim of a volume does not lead to a persistent volume that the pod may use.
+    #[error("{error}")]
+    Claim {
+        /// The volume.
+        volume: VolumeName,
+        /// Why.
+        error: Box<ResolveError>,
+    },
+    /// The path of a local volume cannot be used.
+    #[error("path {:?} {reason}", path.display())]
+    LocalPath {
+        /// The volume.
+        volume: VolumeName,
+        /// The path on the node.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A driver of the volume is not registered with this node.
+    #[error(
+        "kubernetes.io/csi: {step} failed: driver name {driver} not found in the list of registered CSI drivers"
+    )]
+    NoDriver {
+        /// The driver.
+        driver: String,
+        /// What needed the driver.
+        step: &'static str,
+    },
+    /// A call of a volume's driver has failed.
+    #[error("{text}")]
+    Csi {
+        /// What needed the call.
+        step: &'static str,
+        /// The call's error with its causes; it names driver, call and volume.
+        text: String,
+    },
+    /// A failure in a persistent volume.
+    #[error("{}", error.message())]
+    Persistent {
+        /// The persistent volume.
+        persistent: String,
+        /// The failure.
+        error: Box<Error>,
+    },
+    /// A volume of a driver cannot be used as the pod wants.
+    #[error("{reason}")]
+    CsiUse {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another operation on the same volume has not ended.
+    #[error("an operation on volume {handle:?} of driver {driver} is still running")]
+    Busy {
+        /// The driver.
+        driver: String,
+        /// The volume's id.
+        handle: String,
+    },
+    /// Persistent volumes of a pod are not mounted, as the kubelet tells it.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{}], unattached volumes=[{}], failed to process volumes=[{}]: {}",
+        list(unmounted),
+        list(unattached),
+        list(failed),
+        error.message()
+    )]
+    Unmounted {
+        /// The volumes that are not mounted.
+        unmounted: Vec<VolumeName>,
+        /// Those that are not attached to the node.
+        unattached: Vec<VolumeName>,
+        /// Those whose claims cannot be used.
+        failed: Vec<VolumeName>,
+        /// The first one's error.
+        error: Box<Error>,
     },
     /// A ConfigMap or Secret that may exist is unknown. The caller waits for such objects, so that users meet this error
     /// only where the API server refuses the object to the node.
@@ -203,7 +290,28 @@ pub enum Error {
     },
 }
 
+/// The kubelet's name of staging, and of publishing (`pkg/volume/csi`).
+pub(crate) const STAGE: &str = "attacher.MountDevice";
+pub(crate) const PUBLISH: &str = "mounter.SetUpAt";
+/// The kubelet's name of unpublishing, and of unstaging.
+pub(crate) const UNPUBLISH: &str = "Unmounter.TearDownAt";
+pub(crate) const UNSTAGE: &str = "attacher.UnmountDevice";
+
+fn list(names: &[VolumeName]) -> String {
+    names.iter().map(VolumeName::as_str).collect::<Vec<_>>().join(" ")
+}
+
 impl Error {
+    /// Names the persistent volume in which the error is, as the kubelet does in its events.
+    pub(crate) fn in_persistent(self, persistent: Option<&str>) -> Error {
+        match (self, persistent) {
+            (e @ (Error::Claim { .. } | Error::UnknownObject { .. }), _) | (e, None) => e,
+            (e, Some(persistent)) => {
+                Error::Persistent { persistent: persistent.to_owned(), error: Box::new(e) }
+            }
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { action, path, source }
@@ -217,10 +325,23 @@ impl Error {
         }
     }
 
+    /// The kubelet's name of the operation that failed.
+    fn operation(&self) -> &'static str {
+        match self {
+            Error::Csi { step, .. } | Error::NoDriver { step, .. } if *step == STAGE => {
+                "MountVolume.MountDevice"
+            }
+            _ => "MountVolume.SetUp",
+        }
+    }
+
     /// The volume that the error is about, if it is a single one.
     pub fn volume(&self) -> Option<&VolumeName> {
         match self {
             Error::NotYet { volume, .. }
+            | Error::GivenUp { volume, .. }
+            | Error::Claim { volume, .. }
+            | Error::LocalPath { volume, .. }
             | Error::MissingObject { volume, .. }
             | Error::UnknownObject { volume, .. }
             | Error::MissingKey { volume, .. }
@@ -234,7 +355,13 @@ impl Error {
             | Error::SubPathCreate { volume, .. }
             | Error::SubPathPrepare { volume, .. }
             | Error::MountOptions { volume, .. } => Some(volume),
+            Error::Persistent { error, .. } => error.volume(),
             Error::Io { .. }
+            | Error::NoDriver { .. }
+            | Error::Csi { .. }
+            | Error::CsiUse { .. }
+            | Error::Busy { .. }
+            | Error::Unmounted { .. }
             | Error::ImageVolume { .. }
             | Error::SubPathEnv { .. }
             | Error::PodText { .. }
@@ -246,16 +373,29 @@ impl Error {
     /// the node's own files.
     pub fn message(&self) -> String {
         match self {
-            Error::SubPathCreate { .. } | Error::SubPathPrepare { .. } => self.to_string(),
+            // The text of these has its cause already.
+            Error::SubPathCreate { .. }
+            | Error::SubPathPrepare { .. }
+            | Error::Claim { .. }
+            | Error::Unmounted { .. } => self.to_string(),
             _ => Chain(self).to_string(),
         }
     }
 
     /// The `FailedMount` event of a [`Volumes::mount`](crate::Volumes::mount) that failed.
     pub fn event(&self) -> Event {
+        // The text of these says all.
+        if let Error::Claim { .. } | Error::Unmounted { .. } = self {
+            return Event::warning("FailedMount", self.message());
+        }
+        if let Error::Persistent { persistent, error } = self {
+            let message =
+                format!("{} failed for volume \"{persistent}\" : {}", error.operation(), self.message());
+            return Event::warning("FailedMount", message);
+        }
         let message = match self.volume() {
             Some(volume) => {
-                format!("MountVolume.SetUp failed for volume \"{volume}\" : {}", self.message())
+                format!("{} failed for volume \"{volume}\" : {}", self.operation(), self.message())
             }
             None => self.message(),
         };

@@ -25,10 +25,12 @@
 //! On failure the error names the operation and its path; the caller retries. Nothing that works is taken down.
 
 mod atomic;
+mod csi;
 pub mod env;
 mod error;
 mod fields;
 mod files;
+mod fs_group;
 mod hostname;
 mod hosts;
 mod image_volumes;
@@ -50,25 +52,33 @@ mod tmpfs_size;
 mod volume;
 mod volume_root;
 
+pub use csi::{CsiDrivers, FindDriver};
 pub use error::Error;
 pub use fields::FieldError;
 pub use files::host_name;
 pub use hostname::PodHostname;
-pub use mounts::ContainerMount;
+pub use mounts::{ContainerDevice, ContainerMount};
 
 use berth_core::{model::NodeInfo, roots::Roots};
 use std::{net::IpAddr, sync::Arc};
 
-/// The volumes and files of this node's pods. Holds only paths, so that it is cheap to clone.
+/// The volumes and files of this node's pods. Holds paths and the way to the CSI drivers, so that it is cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Volumes {
     roots: Arc<Roots>,
+    csi: CsiDrivers,
 }
 
 impl Volumes {
-    /// The volumes below these roots. Touches no file.
+    /// The volumes below these roots. Touches no file. Volumes of CSI drivers find no driver.
     pub fn new(roots: &Roots) -> Volumes {
-        Volumes { roots: Arc::new(roots.clone()) }
+        Volumes { roots: Arc::new(roots.clone()), csi: CsiDrivers::default() }
+    }
+
+    /// The same with the node's CSI drivers.
+    #[must_use]
+    pub fn with_drivers(self, csi: CsiDrivers) -> Volumes {
+        Volumes { csi, ..self }
     }
 }
 

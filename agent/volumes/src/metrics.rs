@@ -30,6 +30,12 @@ pub fn plugin_name(source: &VolumeSource) -> &'static str {
         VolumeSource::Secret(_) => "kubernetes.io/secret",
         VolumeSource::DownwardApi { .. } => "kubernetes.io/downward-api",
         VolumeSource::Projected { .. } => "kubernetes.io/projected",
+        VolumeSource::Nfs(_) => "kubernetes.io/nfs",
+        VolumeSource::Csi(_) => "kubernetes.io/csi",
+        // The plugin is that of the volume bound to the claim.
+        VolumeSource::PersistentVolumeClaim { .. } | VolumeSource::Ephemeral => {
+            "kubernetes.io/persistent-claim"
+        }
         VolumeSource::NotYet { .. } => "N/A",
     }
 }

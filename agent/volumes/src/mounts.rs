@@ -7,11 +7,15 @@ use crate::{
 };
 use berth_core::{
     ids::Attempt,
-    model::{Container, MountPropagation, Pod, RecursiveReadOnly, SubPath, Volume, VolumeMount},
+    model::{
+        Container, MountPropagation, NodeInfo, Objects, Pod, RecursiveReadOnly, SubPath, Volume,
+        VolumeDevice, VolumeMount,
+    },
 };
 use rustix::fd::{AsFd as _, OwnedFd};
 use std::{
     io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Component, Path, PathBuf},
 };
 
@@ -43,7 +47,49 @@ impl ContainerMount {
     }
 }
 
+/// A block device of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerDevice {
+    /// The device on the node.
+    pub source: PathBuf,
+    /// The absolute path of the device in the container.
+    pub destination: String,
+    /// The device's numbers.
+    pub numbers: (u32, u32),
+    /// Whether the container may only read it.
+    pub read_only: bool,
+}
+
 impl Volumes {
+    /// The container's block devices (`volumeDevices`), in order. Needs [`Volumes::mount`] to have succeeded.
+    ///
+    /// # Errors
+    ///
+    /// A volume is not set up, or has no block device.
+    pub fn container_devices(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        (objects, node): (&Objects, &NodeInfo),
+    ) -> Result<Vec<ContainerDevice>, Error> {
+        let device = |wanted: &VolumeDevice| {
+            let not_set_up =
+                || Error::NotSetUp { volume: wanted.volume.clone(), container: container.name.clone() };
+            let volume = pod.volumes.iter().find(|v| v.name == wanted.volume).ok_or_else(not_set_up)?;
+            let plugin = plugin_of(self, pod, volume, objects, node)?;
+            let source = plugin.device(&self.pod_dir(&pod.uid))?.ok_or_else(not_set_up)?;
+            let found = std::fs::metadata(&source).map_err(Error::io("examine", &source))?;
+            if !found.file_type().is_block_device() {
+                let reason = "is no block device";
+                return Err(Error::LocalPath { volume: volume.name.clone(), path: source, reason });
+            }
+            let numbers = (rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev()));
+            let destination = wanted.path.clone();
+            Ok(ContainerDevice { source, destination, numbers, read_only: plugin.read_only() })
+        };
+        container.devices.iter().map(device).collect()
+    }
+
     /// The container's mounts: its `volumeMounts` in order, then `/etc/hosts`, `/etc/hostname`,
     /// `/etc/resolv.conf` and `/dev/shm` unless it mounts those itself. Needs [`Volumes::mount`] and
     /// [`Volumes::prepare_files`] to have succeeded. `env` is the container's resolved environment. Sub-paths
@@ -55,11 +101,19 @@ impl Volumes {
         &self,
         pod: &Pod,
         container: &Container,
+        (objects, node): (&Objects, &NodeInfo),
         env: &[(String, String)],
     ) -> Result<Vec<ContainerMount>, Error> {
         let mut out = Vec::with_capacity(container.mounts.len() + 4);
         for (index, mount) in container.mounts.iter().enumerate() {
-            out.push(self.volume_mount(pod, container, index, mount, env)?);
+            let unknown =
+                || Error::UnknownVolume { volume: mount.volume.clone(), container: container.name.clone() };
+            let volume = pod.volumes.iter().find(|v| v.name == mount.volume).ok_or_else(unknown)?;
+            let plugin = plugin_of(self, pod, volume, objects, node).map_err(|e| match e {
+                Error::NotYet { .. } | Error::GivenUp { .. } => unknown(),
+                other => other,
+            })?;
+            out.push(self.volume_mount(pod, container, (index, mount), (volume, &*plugin), env)?);
         }
         for mount in self.file_mounts(pod, container) {
             if !out.iter().any(|m| same_place(&m.destination, &mount.destination)) {
@@ -100,14 +154,10 @@ impl Volumes {
         &self,
         pod: &Pod,
         container: &Container,
-        index: usize,
-        mount: &VolumeMount,
+        (index, mount): (usize, &VolumeMount),
+        (volume, plugin): (&Volume, &dyn VolumePlugin),
         env: &[(String, String)],
     ) -> Result<ContainerMount, Error> {
-        let unknown =
-            || Error::UnknownVolume { volume: mount.volume.clone(), container: container.name.clone() };
-        let volume = pod.volumes.iter().find(|v| v.name == mount.volume).ok_or_else(unknown)?;
-        let plugin = plugin_of(volume).map_err(|_not_supported| unknown())?;
         let read_only = mount.read_only || plugin.read_only();
         let sub_path = sub_path(mount, env)?;
         check_options(container, mount)?;
@@ -121,7 +171,7 @@ impl Volumes {
                 })?;
                 self.bind_sub_path(pod, container, index, volume, &root, &path)?
             }
-            None => whole_volume(container, volume, &*plugin, root)?,
+            None => whole_volume(container, volume, plugin, root)?,
         };
         let destination = match mount.mount_path.as_str() {
             path if path.starts_with('/') => path.to_owned(),

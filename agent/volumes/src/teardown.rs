@@ -18,17 +18,18 @@ impl Volumes {
             }
             Ok(_) => {}
         }
+        // Sub-paths hold the volumes that their drivers unmount.
+        for mount in self.mounts_of(&dir.join("volume-subpaths"))?.into_iter().rev() {
+            os::sys(berth_sys::mount::unmount(&mount)).map_err(Error::io("unmount", mount))?;
+        }
+        self.unmount_csi(uid)?;
         // A mount may cover another one, and mounts of a container may still arrive by propagation.
         let mut mounts = self.mounts_of(&dir)?;
         for _ in 0..8 {
             if mounts.is_empty() {
                 break;
             }
-            let sub_paths = dir.join("volume-subpaths");
-            let sub_paths = sub_paths.canonicalize().unwrap_or(sub_paths);
-            let (first, then): (Vec<_>, Vec<_>) =
-                mounts.into_iter().rev().partition(|m| m.starts_with(&sub_paths));
-            for mount in first.into_iter().chain(then) {
+            for mount in mounts.into_iter().rev() {
                 os::sys(berth_sys::mount::unmount(&mount)).map_err(Error::io("unmount", mount))?;
             }
             mounts = self.mounts_of(&dir)?;

@@ -93,6 +93,26 @@ pub(crate) fn empty_dir(medium: Medium) -> VolumeSource {
     VolumeSource::EmptyDir { medium, size_limit: None }
 }
 
+/// The plugin of a volume on a node with that name alone.
+pub(crate) fn plugin_of<'a>(
+    volumes: &'a Volumes,
+    pod: &Pod,
+    volume: &'a Volume,
+    objects: &Objects,
+) -> Result<Box<dyn crate::kinds::VolumePlugin + 'a>, crate::Error> {
+    crate::kinds::plugin_of(volumes, pod, volume, objects, &facts().node)
+}
+
+/// The mounts of a container of a pod without persistent volumes.
+pub(crate) fn container_mounts(
+    node: &Node,
+    pod: &Pod,
+    container: &Container,
+    env: &[(String, String)],
+) -> Result<Vec<crate::ContainerMount>, crate::Error> {
+    node.volumes.container_mounts(pod, container, (&Objects::listed(), &facts().node), env)
+}
+
 /// A node's directories in a temporary directory. The drop unmounts everything below.
 pub(crate) struct Node {
     pub volumes: Volumes,
@@ -132,7 +152,8 @@ impl Node {
 
     pub(crate) fn volume_dir(&self, pod: &Pod, name: &str) -> PathBuf {
         let volume = pod.volumes.iter().find(|v| v.name.as_str() == name).unwrap();
-        crate::kinds::plugin_of(volume).unwrap().root(&self.pod_dir(pod), &volume.name)
+        let plugin = plugin_of(&self.volumes, pod, volume, &Objects::listed()).unwrap();
+        plugin.root(&self.pod_dir(pod), &volume.name)
     }
 
     pub(crate) fn mounts(&self) -> Vec<PathBuf> {
@@ -160,5 +181,14 @@ pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Unmounts a path at the end of a test, also when it fails.
+pub(crate) struct Unmounting(pub(crate) PathBuf);
+
+impl Drop for Unmounting {
+    fn drop(&mut self) {
+        berth_sys::mount::unmount(&self.0).ok();
     }
 }

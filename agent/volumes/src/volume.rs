@@ -3,7 +3,11 @@
 use crate::{
     Error, PodFacts, Volumes, atomic, inputs::VolumeInputs, kinds::plugin_of, layout::NODE_DIR, metrics, os,
 };
-use berth_core::model::{Objects, Pod, Volume};
+use berth_core::{
+    ids::VolumeName,
+    model::{Objects, Pod, Volume},
+    volume::ResolveError,
+};
 use std::time::Instant;
 
 impl Volumes {
@@ -14,7 +18,7 @@ impl Volumes {
     pub fn mount(&self, pod: &Pod, facts: &PodFacts, objects: &Objects) -> Result<(), Error> {
         let dir = self.pod_dir(&pod.uid);
         os::make_dirs(&dir, NODE_DIR).map_err(Error::io("create", dir))?;
-        let mut failed = None;
+        let mut failed = Failed::default();
         for volume in pod.mounted_volumes() {
             let begun = Instant::now();
             let mounted = self.mount_one(pod, volume, facts, objects);
@@ -23,10 +27,10 @@ impl Volumes {
                 let e = e.in_volume(&volume.name);
                 // Only the caller knows whether the error is new: this line may come with every retry.
                 tracing::debug!(pod = %pod.key, volume = %volume.name, error = e.message(), "cannot set up the volume");
-                failed.get_or_insert(e);
+                failed.add(&volume.name, e);
             }
         }
-        failed.map_or(Ok(()), Err)
+        failed.into_result()
     }
 
     /// Brings files that come from ConfigMaps, Secrets and facts about the pod up to date, in volumes that are set up.
@@ -38,8 +42,11 @@ impl Volumes {
         let mut changed = false;
         let mut failed = None;
         for volume in pod.mounted_volumes() {
-            let Ok(plugin) = plugin_of(volume) else { continue };
+            let Ok(plugin) = plugin_of(self, pod, volume, objects, &facts.node) else { continue };
             let root = plugin.root(&self.pod_dir(&pod.uid), &volume.name);
+            if let Err(e) = plugin.keep(&root, &VolumeInputs { pod, volume, facts, objects }) {
+                failed.get_or_insert(e.in_volume(&volume.name).in_persistent(plugin.persistent()));
+            }
             if !atomic::is_set_up(&root) {
                 continue;
             }
@@ -71,9 +78,45 @@ impl Volumes {
         facts: &PodFacts,
         objects: &Objects,
     ) -> Result<(), Error> {
-        let plugin = plugin_of(volume)?;
+        let plugin = plugin_of(self, pod, volume, objects, &facts.node)?;
         let root = plugin.root(&self.pod_dir(&pod.uid), &volume.name);
-        plugin.set_up(&root, &VolumeInputs { pod, volume, facts, objects })
+        let set_up = plugin.set_up(&root, &VolumeInputs { pod, volume, facts, objects });
+        set_up.map_err(|e| e.in_volume(&volume.name).in_persistent(plugin.persistent()))
+    }
+}
+
+/// The volumes of a pod that were not set up.
+#[derive(Debug, Default)]
+struct Failed {
+    first: Option<Error>,
+    unmounted: Vec<VolumeName>,
+    unattached: Vec<VolumeName>,
+    unprocessed: Vec<VolumeName>,
+}
+
+impl Failed {
+    fn add(&mut self, volume: &VolumeName, error: Error) {
+        self.unmounted.push(volume.clone());
+        if let Error::Claim { error, .. } = &error {
+            match **error {
+                ResolveError::NotAttached { .. } => self.unattached.push(volume.clone()),
+                ResolveError::Claim { .. } => self.unprocessed.push(volume.clone()),
+                ResolveError::OtherNode { .. } | ResolveError::Unknown { .. } => {}
+            }
+        }
+        self.first.get_or_insert(error);
+    }
+
+    fn into_result(self) -> Result<(), Error> {
+        let Failed { first, unmounted, unattached, unprocessed: failed } = self;
+        match first {
+            None => Ok(()),
+            Some(Error::Claim { volume, error }) if !matches!(*error, ResolveError::OtherNode { .. }) => {
+                let error = Box::new(Error::Claim { volume, error });
+                Err(Error::Unmounted { unmounted, unattached, failed, error })
+            }
+            Some(other) => Err(other),
+        }
     }
 }
 

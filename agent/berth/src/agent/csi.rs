@@ -1,8 +1,9 @@
-//! The CSI drivers of the node as the API server and the status page show them.
+//! The CSI drivers of the node as the API server and the status page show them, and as volumes find them.
 
 use berth_api::view::Health;
 use berth_csi_client::registration::{Plugins, RegisteredDriver};
 use berth_source::csi_node::CsiNodeDriver;
+use berth_volumes::FindDriver;
 use std::{path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 
@@ -18,6 +19,15 @@ pub(super) fn drivers(plugins: &Arc<Plugins>) -> Vec<CsiNodeDriver> {
         max_volumes: registered.info.max_volumes,
     };
     plugins.drivers.values().map(driver).collect()
+}
+
+/// How volumes find a registered driver.
+pub(super) fn find(plugins: PluginWatch) -> FindDriver {
+    Box::new(move |name| {
+        let plugins = plugins.borrow();
+        let registered = plugins.drivers.get(name)?;
+        Some((registered.driver.clone(), registered.capabilities))
+    })
 }
 
 /// The drivers' names, and why a plugin is not registered. `None` where there is no plugin.

@@ -32,7 +32,7 @@ use berth_cluster::{
         node::{NewestNode, start_following},
     },
 };
-use berth_core::roots::Roots;
+use berth_core::{model::NodeLabels, roots::Roots};
 use berth_services::{ClearPods, HostNetworkConfig, KubeletPods, PodNetworks};
 use berth_source::{ServiceRanges, Source as _};
 use berth_sys::clock;
@@ -72,7 +72,8 @@ pub(super) async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         node_ports: berth_core::ports::NODE_PORTS,
         reserved: args.cluster_dns.clone(),
     };
-    let (sources, desired) = sources::start(&roots, (None, None), ranges, Some(source.snapshots()), &cache);
+    let (sources, desired) =
+        sources::start(&roots, (None, None), ranges, &NodeLabels::new(), Some(source.snapshots()), &cache);
     let status =
         Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), node.clone(), Some(events)));
     let health = ServicesHealth::default();

@@ -5,6 +5,7 @@
 
 use berth_core::{
     event::{Event, EventRecord, Involved},
+    model::NodeLabels,
     plan::Desired,
     roots::Roots,
 };
@@ -36,6 +37,7 @@ pub(crate) fn start(
     roots: &Roots,
     (manifests, static_pods): (Option<PathBuf>, Option<PathBuf>),
     services: ServiceRanges,
+    labels: &NodeLabels,
     cluster: Option<watch::Receiver<Arc<Snapshot>>>,
     cache: &WatchCache,
 ) -> (RunningSources, watch::Receiver<Arc<DesiredSet>>) {
@@ -49,7 +51,8 @@ pub(crate) fn start(
         let Some(dir) = dir else { continue };
         sources.add(name, SourceKind::Directory { dir: dir.clone(), mode });
         let config = DirectoryConfig::new(dir, roots.node_name.clone(), mode, roots.source_state(name));
-        let directory = DirectorySource::start(DirectoryConfig { services, ..config });
+        let directory =
+            DirectorySource::start(DirectoryConfig { services, labels: labels.clone(), ..config });
         followed.push((name, directory.snapshots()));
         directories.push(directory);
     }

@@ -46,6 +46,16 @@ impl Usage {
         self.users.keys()
     }
 
+    /// The pods that use an object.
+    pub(super) fn pods_of(&self, name: &ObjectName) -> impl Iterator<Item = &PodUid> {
+        self.pods_with(move |used| used == name)
+    }
+
+    /// The pods that use an object of these.
+    pub(super) fn pods_with(&self, of: impl Fn(&ObjectName) -> bool) -> impl Iterator<Item = &PodUid> {
+        self.pods.iter().filter(move |(_, names)| names.iter().any(&of)).map(|(uid, _)| uid)
+    }
+
     /// The time since which the longest idle object is idle.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         self.idle.values().min().copied()

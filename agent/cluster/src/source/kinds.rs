@@ -3,7 +3,7 @@
 use crate::object::{bad, meta};
 use berth_core::{
     ids::NodeName,
-    model::{EndpointSlice, Service},
+    model::{CsiDriver, EndpointSlice, Service},
 };
 use berth_kube::reflector::{Bad, Kind, Meta};
 use berth_source::cluster::{self, ApiPod};
@@ -78,5 +78,25 @@ impl Kind for EndpointSlices {
     fn read(&self, json: &[u8]) -> Result<(Meta, Option<EndpointSlice>), Bad> {
         let (id, slice) = cluster::endpoint_slice(json).map_err(bad)?;
         Ok((meta(id)?, slice))
+    }
+}
+
+/// All CSI drivers of the cluster.
+pub(super) struct CsiDrivers;
+
+impl Kind for CsiDrivers {
+    type Item = CsiDriver;
+
+    fn path(&self) -> &str {
+        "/apis/storage.k8s.io/v1/csidrivers"
+    }
+
+    fn query(&self) -> &str {
+        ""
+    }
+
+    fn read(&self, json: &[u8]) -> Result<(Meta, CsiDriver), Bad> {
+        let (id, driver) = cluster::csi_driver(json).map_err(bad)?;
+        Ok((meta(id)?, driver))
     }
 }

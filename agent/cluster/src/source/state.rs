@@ -3,7 +3,7 @@
 use crate::{ApiPods, inputs::KeptInputs};
 use berth_core::{
     ids::{Namespace, PodKey, PodName, PodUid},
-    model::{EndpointSlice, Objects, Service, TokenRef},
+    model::{CsiDriver, EndpointSlice, Objects, Service, TokenRef},
     shared::{Keyed, Shared},
 };
 use berth_kube::reflector::{Change, Effect, Meta, Store};
@@ -21,6 +21,8 @@ pub(super) struct State {
     pods: Presence,
     services: Presence,
     slices: Presence,
+    drivers: Presence,
+    known_drivers: BTreeMap<String, Arc<CsiDriver>>,
     desired: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
     /// The static pods' UIDs by those of their mirrors.
     mirrors: BTreeMap<Box<str>, PodUid>,
@@ -139,6 +141,29 @@ impl State {
         }
     }
 
+    /// Takes a change of the CSI drivers. Returns whether they differ from before.
+    pub(super) fn driver(&mut self, change: Change<CsiDriver>) -> bool {
+        let was_listed = self.drivers.listed;
+        let (effects, mut driver) = self.drivers.apply("CSIDriver", change);
+        let mut changed = !was_listed && self.drivers.listed;
+        for effect in effects {
+            changed = true;
+            match effect {
+                Effect::Put(_) => {
+                    if let Some(driver) = driver.take() {
+                        self.known_drivers.insert(driver.name.clone(), Arc::new(driver));
+                    }
+                }
+                Effect::Removed(meta, _) => drop(self.known_drivers.remove(&*meta.name)),
+            }
+        }
+        // Until all are listed, one that is not there may exist.
+        if changed && self.drivers.listed {
+            Arc::make_mut(&mut self.objects).set_csi_drivers(Arc::new(self.known_drivers.clone()));
+        }
+        changed && self.drivers.listed
+    }
+
     /// The pods that changed since the last call. A pod that is not in the set is gone.
     pub(super) fn take_changed(&mut self) -> Vec<PodUid> {
         std::mem::take(&mut self.changed)
@@ -147,7 +172,7 @@ impl State {
     /// The tokens of the pods that have not ended.
     pub(super) fn tokens(&self) -> BTreeSet<TokenRef> {
         let alive = self.desired.values().filter(|desired| !desired.is_over());
-        alive.flat_map(|desired| TokenRef::all_of(&desired.pod)).collect()
+        alive.flat_map(|desired| TokenRef::all_of(&desired.pod, &self.objects)).collect()
     }
 
     pub(super) fn desired(&self, uid: &PodUid) -> Option<&Arc<DesiredPod>> {

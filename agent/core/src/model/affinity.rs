@@ -62,16 +62,21 @@ impl NodeSelectorRequirement {
 impl Pod {
     /// Whether the pod may run on a node with this name and these labels.
     pub fn selects_node(&self, name: &str, labels: &NodeLabels) -> bool {
-        let fields = NodeLabels::from([("metadata.name".to_owned(), name.to_owned())]);
         let selected = self.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-        let term = |t: &NodeSelectorTerm| {
-            let empty = t.match_expressions.is_empty() && t.match_fields.is_empty();
-            !empty
-                && t.match_expressions.iter().all(|r| r.holds(labels))
-                && t.match_fields.iter().all(|r| r.holds(&fields))
-        };
-        selected && self.node_affinity.as_ref().is_none_or(|terms| terms.iter().any(term))
+        selected && self.node_affinity.as_ref().is_none_or(|terms| selects(terms, name, labels))
     }
+}
+
+/// Whether one of the terms selects a node of that name and those labels.
+pub fn selects(terms: &[NodeSelectorTerm], name: &str, labels: &NodeLabels) -> bool {
+    let fields = NodeLabels::from([("metadata.name".to_owned(), name.to_owned())]);
+    let term = |t: &NodeSelectorTerm| {
+        let empty = t.match_expressions.is_empty() && t.match_fields.is_empty();
+        !empty
+            && t.match_expressions.iter().all(|r| r.holds(labels))
+            && t.match_fields.iter().all(|r| r.holds(&fields))
+    };
+    terms.iter().any(term)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Specification of a container of a pod.
 
-use super::{ContainerSecurity, Probe, ResizePolicy, Resources, VolumeMount};
+use super::{ContainerSecurity, Probe, ResizePolicy, Resources, VolumeDevice, VolumeMount};
 use crate::ids::ContainerName;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -34,6 +34,9 @@ pub struct Container {
     pub resize_policy: ResizePolicy,
     /// `volumeMounts`, in order.
     pub mounts: Vec<VolumeMount>,
+    /// `volumeDevices`, in order.
+    #[serde(default)]
+    pub devices: Vec<VolumeDevice>,
     /// `livenessProbe`.
     pub liveness: Option<Probe>,
     /// `readinessProbe`.
@@ -85,6 +88,7 @@ impl Container {
             resources: Resources::default(),
             resize_policy: ResizePolicy::default(),
             mounts: Vec::new(),
+            devices: Vec::new(),
             liveness: None,
             readiness: None,
             startup: None,

@@ -1,9 +1,11 @@
-//! ConfigMaps, Secrets and tokens that pods refer to.
+//! ConfigMaps, Secrets, tokens and objects of storage that pods refer to.
 
-use super::{Pod, Token, TokenRef};
+use super::{
+    CsiDriver, PersistentVolume, PersistentVolumeClaim, Pod, StorageObject, Token, TokenRef, VolumeAttachment,
+};
 use crate::{
     ids::Namespace,
-    refs::{Ref, refs},
+    refs::{Ref, refs_with},
     value::{Value, Why},
 };
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,27 @@ pub enum ObjectKind {
     Secret,
     /// A ServiceAccount, of which pods take tokens.
     ServiceAccount,
+    /// A PersistentVolumeClaim.
+    PersistentVolumeClaim,
+    /// A PersistentVolume.
+    PersistentVolume,
+    /// A VolumeAttachment.
+    VolumeAttachment,
+    /// A CSIDriver.
+    CsiDriver,
+}
+
+impl ObjectKind {
+    /// Whether the object is one of storage.
+    pub fn is_storage(self) -> bool {
+        match self {
+            ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::ServiceAccount => false,
+            ObjectKind::PersistentVolumeClaim
+            | ObjectKind::PersistentVolume
+            | ObjectKind::VolumeAttachment
+            | ObjectKind::CsiDriver => true,
+        }
+    }
 }
 
 impl fmt::Display for ObjectKind {
@@ -31,6 +54,10 @@ impl fmt::Display for ObjectKind {
             ObjectKind::ConfigMap => "configmap",
             ObjectKind::Secret => "secret",
             ObjectKind::ServiceAccount => "serviceaccount",
+            ObjectKind::PersistentVolumeClaim => "persistentvolumeclaim",
+            ObjectKind::PersistentVolume => "persistentvolume",
+            ObjectKind::VolumeAttachment => "volumeattachment",
+            ObjectKind::CsiDriver => "csidriver",
         })
     }
 }
@@ -84,12 +111,14 @@ impl fmt::Debug for KeyedData {
 /// The kind, the namespace and the name of an object.
 pub type ObjectName = (ObjectKind, Namespace, String);
 
-/// The ConfigMaps and Secrets that a source knows. An object that is in no list is absent once the source has listed,
+/// The ConfigMaps, Secrets and objects of storage that a source knows. An object that is in no list is absent once the source has listed,
 /// and unknown before. A source that reads objects one by one never lists. Tokens of service accounts are here too, for
 /// the pods that ask for them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
     known: BTreeMap<ObjectName, Arc<KeyedData>>,
+    storage: BTreeMap<ObjectName, StorageObject>,
+    drivers: Option<Arc<BTreeMap<String, Arc<CsiDriver>>>>,
     unknown: BTreeMap<ObjectName, Why>,
     tokens: Arc<BTreeMap<TokenRef, Value<Token>>>,
     absent: BTreeSet<ObjectName>,
@@ -136,6 +165,7 @@ impl Objects {
     pub fn put_unknown(&mut self, kind: ObjectKind, namespace: Namespace, name: String, why: Why) {
         let name = (kind, namespace, name);
         self.known.remove(&name);
+        self.storage.remove(&name);
         self.absent.remove(&name);
         self.unknown.insert(name, why);
     }
@@ -144,6 +174,7 @@ impl Objects {
     pub fn put_absent(&mut self, kind: ObjectKind, namespace: Namespace, name: String) {
         let name = (kind, namespace, name);
         self.known.remove(&name);
+        self.storage.remove(&name);
         self.unknown.remove(&name);
         self.absent.insert(name);
     }
@@ -152,6 +183,7 @@ impl Objects {
     pub fn forget(&mut self, kind: ObjectKind, namespace: &Namespace, name: &str) {
         let name = (kind, namespace.clone(), name.to_owned());
         self.known.remove(&name);
+        self.storage.remove(&name);
         self.unknown.remove(&name);
         self.absent.remove(&name);
     }
@@ -175,9 +207,77 @@ impl Objects {
         }
     }
 
+    /// Adds or replaces an object of storage under that name.
+    pub fn put_storage(&mut self, name: ObjectName, object: StorageObject) {
+        self.unknown.remove(&name);
+        self.absent.remove(&name);
+        self.storage.insert(name, object);
+    }
+
+    /// Takes all CSIDrivers, by their names.
+    pub fn set_csi_drivers(&mut self, drivers: Arc<BTreeMap<String, Arc<CsiDriver>>>) {
+        self.drivers = Some(drivers);
+    }
+
+    /// What is known of an object of storage of that kind and name.
+    pub fn storage(&self, name: &ObjectName) -> Value<&StorageObject> {
+        match (self.storage.get(name), self.unknown.get(name)) {
+            (Some(object), _) => Value::Known(object),
+            (None, Some(why)) => Value::Unknown(why.clone()),
+            (None, None) if self.listed || self.absent.contains(name) => Value::Absent,
+            (None, None) => Value::Unknown(Why::NotAsked),
+        }
+    }
+
+    /// What is known of a PersistentVolumeClaim.
+    pub fn claim(&self, namespace: &Namespace, name: &str) -> Value<&Arc<PersistentVolumeClaim>> {
+        let name = (ObjectKind::PersistentVolumeClaim, namespace.clone(), name.to_owned());
+        self.storage(&name).and_then(|object| match object {
+            StorageObject::Claim(claim) => Some(claim),
+            StorageObject::Volume(_) | StorageObject::Attachment(_) => None,
+        })
+    }
+
+    /// What is known of the PersistentVolume of a claim in that namespace.
+    pub fn persistent_volume(&self, namespace: &Namespace, name: &str) -> Value<&Arc<PersistentVolume>> {
+        let name = (ObjectKind::PersistentVolume, namespace.clone(), name.to_owned());
+        self.storage(&name).and_then(|object| match object {
+            StorageObject::Volume(volume) => Some(volume),
+            StorageObject::Claim(_) | StorageObject::Attachment(_) => None,
+        })
+    }
+
+    /// What is known of the VolumeAttachment of a volume whose claim is in that namespace.
+    pub fn attachment(&self, namespace: &Namespace, name: &str) -> Value<&Arc<VolumeAttachment>> {
+        let name = (ObjectKind::VolumeAttachment, namespace.clone(), name.to_owned());
+        self.storage(&name).and_then(|object| match object {
+            StorageObject::Attachment(attachment) => Some(attachment),
+            StorageObject::Claim(_) | StorageObject::Volume(_) => None,
+        })
+    }
+
+    /// What is known of the CSIDriver of that name.
+    pub fn csi_driver(&self, name: &str) -> Value<&Arc<CsiDriver>> {
+        match &self.drivers {
+            Some(drivers) => drivers.get(name).map_or(Value::Absent, Value::Known),
+            None if self.listed => Value::Absent,
+            None => Value::Unknown(Why::NotAsked),
+        }
+    }
+
+    /// Whether what is known of the objects of a reference differs.
+    pub fn differs(&self, other: &Objects, r: &Ref) -> bool {
+        let name = || (r.kind, r.namespace.clone(), r.name.clone());
+        match r.kind {
+            ObjectKind::CsiDriver => self.csi_driver(&r.name) != other.csi_driver(&r.name),
+            kind if kind.is_storage() => self.storage(&name()) != other.storage(&name()),
+            kind => self.get(kind, &r.namespace, &r.name) != other.get(kind, &r.namespace, &r.name),
+        }
+    }
+
     /// The names of the objects that are known, or known not to exist.
     pub fn names(&self) -> impl Iterator<Item = &ObjectName> {
-        self.known.keys().chain(&self.absent)
+        self.known.keys().chain(self.storage.keys()).chain(&self.absent)
     }
 
     /// The ConfigMap of that name, if it is known.
@@ -215,7 +315,11 @@ impl Objects {
     /// with the whole it would keep an old version of every other pod's objects in memory.
     pub fn of_pod(&self, pod: &Pod) -> Objects {
         let mut part = Objects { listed: self.listed, ..Objects::default() };
-        for r in refs(pod) {
+        for r in refs_with(pod, self) {
+            if r.kind == ObjectKind::CsiDriver {
+                part.drivers.clone_from(&self.drivers);
+                continue;
+            }
             if let Some(token) = TokenRef::of(pod, &r) {
                 if let Some(value) = self.tokens.get(&token) {
                     part.put_token(token, value.clone());
@@ -225,6 +329,8 @@ impl Objects {
             let name = (r.kind, r.namespace, r.name);
             if let Some(object) = self.known.get(&name) {
                 part.known.insert(name, Arc::clone(object));
+            } else if let Some(object) = self.storage.get(&name) {
+                part.storage.insert(name, object.clone());
             } else if let Some(why) = self.unknown.get(&name) {
                 part.unknown.insert(name, why.clone());
             } else if self.absent.contains(&name) {
@@ -234,12 +340,28 @@ impl Objects {
         part
     }
 
+    /// Why the object of a reference is unknown.
+    fn why(&self, r: &Ref) -> Option<Why> {
+        let name = || (r.kind, r.namespace.clone(), r.name.clone());
+        match r.kind {
+            ObjectKind::CsiDriver => self.csi_driver(&r.name).why(),
+            // Attaching takes its time, and no pod shows an error meanwhile.
+            ObjectKind::VolumeAttachment => match self.attachment(&r.namespace, &r.name) {
+                Value::Known(a) if a.attached && !a.deleting || a.error.is_some() => None,
+                Value::Known(_) | Value::Absent => Some(Why::Pending("not attached yet".to_owned())),
+                Value::Unknown(why) => Some(why),
+            },
+            kind if kind.is_storage() => self.storage(&name()).why(),
+            kind => self.get(kind, &r.namespace, &r.name).why(),
+        }
+    }
+
     /// The pod's references to unknown objects and tokens.
     pub fn unknown_of(&self, pod: &Pod) -> BTreeMap<Ref, Why> {
-        let unknown = refs(pod).into_iter().filter_map(|r| {
+        let unknown = refs_with(pod, self).into_iter().filter_map(|r| {
             let why = match TokenRef::of(pod, &r) {
                 Some(token) => self.token(&token).why(),
-                None => self.get(r.kind, &r.namespace, &r.name).why(),
+                None => self.why(&r),
             };
             Some((r, why?))
         });

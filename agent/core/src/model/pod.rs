@@ -149,8 +149,10 @@ impl Pod {
     /// The volumes that a container mounts. The other volumes are not set up, so the objects that they refer
     /// to may be missing (`pkg/kubelet/volumemanager/populator`).
     pub fn mounted_volumes(&self) -> impl Iterator<Item = &Volume> {
-        let mounted =
-            |v: &&Volume| self.all_containers().any(|c| c.mounts.iter().any(|m| m.volume == v.name));
+        let uses = |c: &Container, v: &Volume| {
+            c.mounts.iter().any(|m| m.volume == v.name) || c.devices.iter().any(|d| d.volume == v.name)
+        };
+        let mounted = move |v: &&Volume| self.all_containers().any(|c| uses(c, v));
         self.volumes.iter().filter(mounted)
     }
 

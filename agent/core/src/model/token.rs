@@ -1,9 +1,9 @@
 //! Tokens of service accounts, which pods take as files of projected volumes.
 
-use super::Pod;
+use super::{Objects, Pod};
 use crate::{
     ids::{Namespace, PodName, PodUid},
-    refs::{Ref, RefUse, refs},
+    refs::{Ref, RefUse, refs_with},
     time::Wall,
 };
 use std::fmt;
@@ -38,16 +38,16 @@ impl TokenRef {
         }
     }
 
-    /// The tokens of a pod's mounted volumes.
-    pub fn all_of(pod: &Pod) -> impl Iterator<Item = TokenRef> {
-        refs(pod).into_iter().filter_map(|reference| TokenRef::of(pod, &reference))
+    /// The tokens of a pod's mounted volumes, with those that CSI drivers ask for.
+    pub fn all_of(pod: &Pod, objects: &Objects) -> impl Iterator<Item = TokenRef> {
+        refs_with(pod, objects).into_iter().filter_map(|reference| TokenRef::of(pod, &reference))
     }
 
     /// The token that a reference of this pod stands for; `None` for a reference to an object.
     pub fn of(pod: &Pod, reference: &Ref) -> Option<TokenRef> {
         match &reference.used_for {
             RefUse::Token { audience, ttl, .. } => Some(TokenRef::new(pod, audience.as_deref(), *ttl)),
-            RefUse::Volume | RefUse::Env | RefUse::Pull => None,
+            RefUse::Volume | RefUse::Env | RefUse::Pull | RefUse::Storage => None,
         }
     }
 }

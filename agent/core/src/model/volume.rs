@@ -1,9 +1,12 @@
 //! Volumes of a pod and their mounts in containers.
 
 use super::ResourceFieldRef;
-use crate::{ids::VolumeName, quantity::Quantity};
+use crate::{
+    ids::{Namespace, VolumeName},
+    quantity::Quantity,
+};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// One of `spec.volumes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,12 +52,106 @@ pub enum VolumeSource {
         /// Mode of files that set none, default 0644.
         default_mode: u32,
     },
+    /// A directory of an NFS server.
+    Nfs(NfsVolume),
+    /// The volume that is bound to a claim of the pod's namespace.
+    PersistentVolumeClaim {
+        /// `claimName`.
+        claim: String,
+        /// `readOnly`: containers may only read.
+        read_only: bool,
+    },
+    /// The volume that is bound to a claim of the pod's own, `<pod>-<volume>`, which a controller makes.
+    Ephemeral,
+    /// A volume of a CSI driver that lives as long as its pod.
+    Csi(CsiEphemeral),
     /// A volume type that this build cannot mount yet. Such a pod does not start, and an event names the
     /// type.
     NotYet {
         /// The field's name in the API, for example `nfs`.
         kind: String,
     },
+}
+
+/// A directory of an NFS server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NfsVolume {
+    /// `server`: a name or an address.
+    pub server: String,
+    /// `path`: the directory that the server exports.
+    pub path: String,
+    /// `readOnly`: the file system is mounted read-only.
+    pub read_only: bool,
+}
+
+/// `csi` of a pod's volume: an ephemeral volume, made and removed with its pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CsiEphemeral {
+    /// `driver`.
+    pub driver: String,
+    /// `fsType`.
+    pub fs_type: Option<String>,
+    /// `readOnly`.
+    pub read_only: bool,
+    /// `volumeAttributes`.
+    pub attributes: BTreeMap<String, String>,
+    /// `nodePublishSecretRef.name`, a Secret of the pod's namespace.
+    pub publish_secret: Option<String>,
+}
+
+/// `csi` of a PersistentVolume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CsiVolume {
+    /// `driver`.
+    pub driver: String,
+    /// `volumeHandle`.
+    pub handle: String,
+    /// `fsType`.
+    pub fs_type: Option<String>,
+    /// `readOnly`.
+    pub read_only: bool,
+    /// `volumeAttributes`.
+    pub attributes: BTreeMap<String, String>,
+    /// `nodeStageSecretRef`.
+    pub stage_secret: Option<SecretRef>,
+    /// `nodePublishSecretRef`.
+    pub publish_secret: Option<SecretRef>,
+    /// `nodeExpandSecretRef`.
+    pub expand_secret: Option<SecretRef>,
+}
+
+/// A Secret of any namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SecretRef {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The name.
+    pub name: String,
+}
+
+/// What to use in place of a volume type that Kubernetes gave up or moved to CSI drivers; `None` for any other type.
+/// `kind` is the field's name in the API.
+pub fn alternative_to(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "gitRepo" => "an init container that clones the repository into an emptyDir",
+        "awsElasticBlockStore" => "the CSI driver ebs.csi.aws.com",
+        "azureDisk" => "the CSI driver disk.csi.azure.com",
+        "azureFile" => "the CSI driver file.csi.azure.com",
+        "cinder" => "the CSI driver cinder.csi.openstack.org",
+        "gcePersistentDisk" => "the CSI driver pd.csi.storage.gke.io",
+        "portworxVolume" => "the CSI driver pxd.portworx.com",
+        "vsphereVolume" => "the CSI driver csi.vsphere.vmware.com",
+        "cephfs" => "the CSI driver cephfs.csi.ceph.com",
+        "rbd" => "the CSI driver rbd.csi.ceph.com",
+        "flexVolume"
+        | "flocker"
+        | "glusterfs"
+        | "photonPersistentDisk"
+        | "quobyte"
+        | "scaleIO"
+        | "storageos" => "a CSI driver",
+        _ => return None,
+    })
 }
 
 /// The storage medium of an emptyDir.
@@ -158,6 +255,15 @@ pub enum ProjectedSource {
         /// The field's name in the API, for example `clusterTrustBundle`.
         kind: String,
     },
+}
+
+/// One of a container's `volumeDevices`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDevice {
+    /// The volume's name: one with a claim of mode Block.
+    pub volume: VolumeName,
+    /// `devicePath`: the absolute path of the device in the container.
+    pub path: String,
 }
 
 /// One of a container's `volumeMounts`.

@@ -10,7 +10,10 @@ use berth_core::{
     plan::Failure,
 };
 use berth_pods::Context;
-use berth_runtime::{Image, Runtime, spec::MountSpec};
+use berth_runtime::{
+    Image, Runtime,
+    spec::{DeviceSpec, MountSpec},
+};
 use berth_volumes::{ContainerMount, env};
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -19,6 +22,7 @@ use std::{collections::BTreeSet, sync::Arc};
 pub(super) struct PreparedFiles {
     pub(super) env: Vec<(String, String)>,
     pub(super) mounts: Vec<MountSpec>,
+    pub(super) devices: Vec<DeviceSpec>,
     pub(super) events: Vec<Event>,
 }
 
@@ -67,14 +71,23 @@ impl NodeExecutor {
                 let env = env::resolve(pod, spec, &facts, &context.objects, &services)
                     .map_err(|e| config_error(e.message()))?;
                 let events = volumes.prepare_files(pod, &facts).map_err(|e| config_error(e.message()))?;
-                let mut mounts =
-                    volumes.container_mounts(pod, spec, &env).map_err(|e| config_error(e.message()))?;
+                let known = (context.objects.as_ref(), facts.node.as_ref());
+                let mut mounts = volumes
+                    .container_mounts(pod, spec, known, &env)
+                    .map_err(|e| config_error(e.message()))?;
+                let devices =
+                    volumes.container_devices(pod, spec, known).map_err(|e| config_error(e.message()))?;
+                let devices = devices.into_iter().map(|d| DeviceSpec {
+                    path: d.destination,
+                    numbers: d.numbers,
+                    read_only: d.read_only,
+                });
                 mounts.extend(
                     volumes.termination_mount(pod, spec, attempt).map_err(|e| config_error(e.message()))?,
                 );
                 let mounts =
                     mounts.into_iter().map(|m| mount_spec(m, recursive)).collect::<Result<_, _>>()?;
-                Ok(PreparedFiles { env, mounts, events })
+                Ok(PreparedFiles { env, mounts, devices: devices.collect(), events })
             })
             .await?
     }

@@ -63,6 +63,7 @@ impl NodeExecutor {
             command: &expand(&container.command),
             args: &expand(&container.args),
             mounts: &prepared.mounts,
+            devices: &prepared.devices,
             sandbox_dir: &self.config.roots.sandbox_dir(&pod.uid),
             cgroups_path: &self.cgroups.container_cgroup(pod, id),
             hostname: &hostname,

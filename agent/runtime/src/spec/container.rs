@@ -2,8 +2,8 @@
 //! follow from the pod, the image and the node.
 
 use super::{
-    HostFacts, ImageConfig, MountSpec, NamespacePaths, PidNamespace, SpecError, SpecInput, UserError,
-    UserFiles, build, resolve_user,
+    DeviceSpec, HostFacts, ImageConfig, MountSpec, NamespacePaths, PidNamespace, SpecError, SpecInput,
+    UserError, UserFiles, build, resolve_user,
 };
 use berth_core::{
     ids::ContainerId,
@@ -35,6 +35,8 @@ pub struct ContainerInput<'a> {
     pub args: &'a [String],
     /// Bind mounts, in the order of [`SpecInput::mounts`].
     pub mounts: &'a [MountSpec],
+    /// Block devices of volumes.
+    pub devices: &'a [DeviceSpec],
     /// The directory of the sandbox's pinned namespaces.
     pub sandbox_dir: &'a Path,
     /// The container's cgroup, from the root of each hierarchy.
@@ -101,6 +103,7 @@ pub fn build_container(input: &ContainerInput<'_>) -> Result<Spec, ContainerSpec
         command: input.command,
         args: input.args,
         mounts: input.mounts,
+        devices: input.devices,
         namespaces: &NamespacePaths::of(&pod.namespaces, input.sandbox_dir).joining(input.target),
         cgroups_path: input.cgroups_path,
         resources: &ContainerResources::of(pod, container, host.cgroup_facts()),

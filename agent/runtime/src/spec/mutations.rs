@@ -51,6 +51,7 @@ fn mutated_image_configurations() {
             command: &[],
             args: &[],
             mounts: &[],
+            devices: &[],
             namespaces: &NamespacePaths::default(),
             cgroups_path: "/kubepods/podu1/c",
             resources: &ContainerResources::of(&pod, container, host.cgroup_facts()),

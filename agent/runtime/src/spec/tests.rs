@@ -56,6 +56,7 @@ impl Case {
             command: &self.command,
             args: &[],
             mounts: &self.mounts,
+            devices: &[],
             namespaces: &joined,
             cgroups_path: "/kubepods/podu1/c",
             resources: &ContainerResources::of(&self.pod, container, self.host.cgroup_facts()),

@@ -118,6 +118,7 @@ fn build(node: &Node, pod: &Pod, container: &Container, recorded: &Recorded) -> 
         command: recorded.command.as_deref().unwrap_or_default(),
         args: recorded.args.as_deref().unwrap_or_default(),
         mounts: &mounts(pod, container, &image, &recorded.mounts),
+        devices: &[],
         sandbox_dir: Path::new("/NS"),
         cgroups_path: &cgroups_path(pod),
         hostname: &hostname(pod),

@@ -19,7 +19,14 @@ pub(super) fn required(
     let at = &at.key("affinity");
     let at = &at.key("nodeAffinity");
     let at = &at.key("requiredDuringSchedulingIgnoredDuringExecution");
-    let at = &at.key("nodeSelectorTerms");
+    terms(&at.key("nodeSelectorTerms"), selector).map(Some)
+}
+
+/// The terms of a node selector.
+pub(super) fn terms(
+    at: &FieldPath<'_>,
+    selector: &api::NodeSelector,
+) -> Result<Vec<NodeSelectorTerm>, FieldError> {
     if selector.node_selector_terms.is_empty() {
         return Err(at.error("must hold at least one term"));
     }
@@ -35,7 +42,7 @@ pub(super) fn required(
         let match_fields: Result<_, FieldError> = list("matchFields", &term.match_fields, Of::Fields);
         terms.push(NodeSelectorTerm { match_expressions: match_expressions?, match_fields: match_fields? });
     }
-    Ok(Some(terms))
+    Ok(terms)
 }
 
 /// The list of a term in which a requirement stands.

@@ -49,6 +49,14 @@ pub(super) fn container(
     if kind == ContainerKind::Init && !sidecar {
         refuse_in_init_container(at, c)?;
     }
+    let mounts = mounts::mounts(
+        &at.key("volumeMounts"),
+        c.volume_mounts.as_deref().unwrap_or_default(),
+        &pod.volumes,
+        security.privileged,
+    )?;
+    let devices = c.volume_devices.as_deref().unwrap_or_default();
+    let devices = mounts::devices(&at.key("volumeDevices"), devices, &pod.volumes, &mounts)?;
     let message_path = c.termination_message_path.clone().filter(|p| !p.is_empty());
     Ok(Container {
         name,
@@ -66,12 +74,8 @@ pub(super) fn container(
             ResourceOwner::Container,
         )?,
         resize_policy: resize_policy(at, c)?,
-        mounts: mounts::mounts(
-            &at.key("volumeMounts"),
-            c.volume_mounts.as_deref().unwrap_or_default(),
-            &pod.volumes,
-            security.privileged,
-        )?,
+        mounts,
+        devices,
         liveness: probe(&at.key("livenessProbe"), c.liveness_probe.as_ref(), ProbeKind::Liveness)?,
         readiness: probe(&at.key("readinessProbe"), c.readiness_probe.as_ref(), ProbeKind::Readiness)?,
         startup: probe(&at.key("startupProbe"), c.startup_probe.as_ref(), ProbeKind::Startup)?,
@@ -91,9 +95,6 @@ pub(super) fn container(
 
 /// Refuses fields that the node cannot honour yet.
 fn refuse_unsupported(at: &FieldPath<'_>, c: &api::Container) -> Result<(), FieldError> {
-    if c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
-        return Err(at.key("volumeDevices").error("block devices are not supported yet"));
-    }
     let stop_signal = c.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
     if stop_signal.is_some_and(|s| !s.is_empty()) {
         let at = at.key("lifecycle");

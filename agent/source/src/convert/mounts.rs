@@ -6,7 +6,7 @@ use super::{
 };
 use berth_core::{
     ids::VolumeName,
-    model::{MountPropagation, RecursiveReadOnly, SubPath, VolumeMount},
+    model::{MountPropagation, RecursiveReadOnly, SubPath, VolumeDevice, VolumeMount},
 };
 use k8s_openapi::api::core::v1 as api;
 use std::collections::BTreeSet;
@@ -27,6 +27,38 @@ pub(super) fn mounts(
             return Err(at.key("mountPath").error(format!("{:?} is there twice", shorten(&m.mount_path))));
         }
         found.push(mount);
+    }
+    Ok(found)
+}
+
+/// `volumeDevices` of a container (`ValidateVolumeDevices`, `pkg/apis/core/validation`).
+pub(super) fn devices(
+    at: &FieldPath<'_>,
+    list: &[api::VolumeDevice],
+    volumes: &BTreeSet<VolumeName>,
+    mounts: &[VolumeMount],
+) -> Result<Vec<VolumeDevice>, FieldError> {
+    let mut found: Vec<VolumeDevice> = Vec::new();
+    for (index, d) in list.iter().enumerate() {
+        let at = &at.index(index);
+        let (name_at, path_at) = (&at.key("name"), &at.key("devicePath"));
+        let volume = check::id(name_at, VolumeName::new(d.name.as_str()))?;
+        if !volumes.contains(&volume) {
+            return Err(name_at.error(format!("volume {volume} is not in spec.volumes")));
+        }
+        if !d.device_path.starts_with('/') || d.device_path.contains('\0') {
+            return Err(path_at.error(format!("{:?} must be absolute", shorten(&d.device_path))));
+        }
+        check::no_parent(path_at, &d.device_path)?;
+        if found.iter().any(|other| other.path == d.device_path)
+            || mounts.iter().any(|mount| mount.mount_path == d.device_path)
+        {
+            return Err(path_at.error(format!("{:?} is there twice", shorten(&d.device_path))));
+        }
+        if found.iter().any(|other| other.volume == volume) || mounts.iter().any(|m| m.volume == volume) {
+            return Err(name_at.error(format!("volume {volume} is there twice")));
+        }
+        found.push(VolumeDevice { volume, path: d.device_path.clone() });
     }
     Ok(found)
 }

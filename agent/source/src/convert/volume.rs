@@ -7,11 +7,11 @@ use super::{
 };
 use berth_core::{
     ids::VolumeName,
-    model::{HostPathType, Medium, Volume, VolumeSource},
+    model::{CsiEphemeral, HostPathType, Medium, NfsVolume, Volume, VolumeSource},
 };
 use k8s_openapi::{api::core::v1 as api, apimachinery::pkg::api::resource};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 /// `spec.volumes`.
 pub(super) fn volumes(at: &FieldPath<'_>, list: &[api::Volume]) -> Result<Vec<Volume>, FieldError> {
@@ -49,7 +49,7 @@ fn source(at: &FieldPath<'_>, v: &api::Volume) -> Result<VolumeSource, FieldErro
         return empty_dir(at, e);
     }
     if let Some(h) = &v.host_path {
-        return host_path(at, h);
+        return host_path_of(at, h).map(|(path, kind)| VolumeSource::HostPath { path, kind });
     }
     if let Some(c) = &v.config_map {
         let name_at = &at.key("name");
@@ -74,7 +74,68 @@ fn source(at: &FieldPath<'_>, v: &api::Volume) -> Result<VolumeSource, FieldErro
             default_mode: default_mode(at, p.default_mode)?,
         });
     }
+    if let Some(given) = &v.nfs {
+        return nfs(at, given).map(VolumeSource::Nfs);
+    }
+    if let Some(claim) = &v.persistent_volume_claim {
+        check::object_name(&at.key("claimName"), &claim.claim_name)?;
+        let read_only = claim.read_only.unwrap_or(false);
+        return Ok(VolumeSource::PersistentVolumeClaim { claim: claim.claim_name.clone(), read_only });
+    }
+    if let Some(ephemeral) = &v.ephemeral {
+        if ephemeral.volume_claim_template.is_none() {
+            return Err(at.key("volumeClaimTemplate").error("is required"));
+        }
+        return Ok(VolumeSource::Ephemeral);
+    }
+    if let Some(csi) = &v.csi {
+        return csi_ephemeral(at, csi).map(VolumeSource::Csi);
+    }
     Ok(VolumeSource::NotYet { kind: kind.to_owned() })
+}
+
+/// `nfs` of a pod's volume or of a persistent one.
+pub(super) fn nfs(at: &FieldPath<'_>, nfs: &api::NFSVolumeSource) -> Result<NfsVolume, FieldError> {
+    let (server, path) = (&at.key("server"), &at.key("path"));
+    if nfs.server.is_empty() {
+        return Err(server.error("is required"));
+    }
+    // Both are parts of the mount's source and options, where a comma or a control character would begin another one.
+    if nfs.server.contains([',', '/']) || nfs.server.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return Err(server.error(format!("{:?} is no name or address", shorten(&nfs.server))));
+    }
+    if !nfs.path.starts_with('/') {
+        return Err(path.error(format!("{:?} must be absolute", shorten(&nfs.path))));
+    }
+    if nfs.path.contains('\0') {
+        return Err(path.error("must not contain a NUL character"));
+    }
+    let read_only = nfs.read_only.unwrap_or(false);
+    Ok(NfsVolume { server: nfs.server.clone(), path: nfs.path.clone(), read_only })
+}
+
+fn csi_ephemeral(at: &FieldPath<'_>, csi: &api::CSIVolumeSource) -> Result<CsiEphemeral, FieldError> {
+    driver_name(&at.key("driver"), &csi.driver)?;
+    let secret = csi.node_publish_secret_ref.as_ref().map(|r| r.name.clone());
+    if let Some(name) = &secret {
+        check::object_name(&at.key("nodePublishSecretRef").key("name"), name)?;
+    }
+    Ok(CsiEphemeral {
+        driver: csi.driver.clone(),
+        fs_type: csi.fs_type.clone().filter(|t| !t.is_empty()),
+        read_only: csi.read_only.unwrap_or(false),
+        attributes: csi.volume_attributes.clone().unwrap_or_default(),
+        publish_secret: secret,
+    })
+}
+
+/// A CSI driver's name becomes the name of a directory: a DNS name of at most 63 characters
+/// (`ValidateCSIDriverName`).
+pub(super) fn driver_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
+    if name.len() > 63 {
+        return Err(at.error("must have at most 63 characters"));
+    }
+    check::object_name(at, &name.to_ascii_lowercase())
 }
 
 fn empty_dir(at: &FieldPath<'_>, e: &api::EmptyDirVolumeSource) -> Result<VolumeSource, FieldError> {
@@ -99,7 +160,11 @@ fn empty_dir(at: &FieldPath<'_>, e: &api::EmptyDirVolumeSource) -> Result<Volume
     Ok(VolumeSource::EmptyDir { medium, size_limit: e.size_limit.as_ref().map(limit).transpose()? })
 }
 
-fn host_path(at: &FieldPath<'_>, h: &api::HostPathVolumeSource) -> Result<VolumeSource, FieldError> {
+/// Path and type of `hostPath` of a pod's volume or of a persistent one.
+pub(super) fn host_path_of(
+    at: &FieldPath<'_>,
+    h: &api::HostPathVolumeSource,
+) -> Result<(PathBuf, HostPathType), FieldError> {
     let path_at = &at.key("path");
     if h.path.is_empty() {
         return Err(path_at.error("is required"));
@@ -122,5 +187,5 @@ fn host_path(at: &FieldPath<'_>, h: &api::HostPathVolumeSource) -> Result<Volume
             ("BlockDevice", HostPathType::BlockDevice),
         ],
     )?;
-    Ok(VolumeSource::HostPath { path: h.path.clone().into(), kind })
+    Ok((h.path.clone().into(), kind))
 }

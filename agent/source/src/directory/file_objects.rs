@@ -3,7 +3,7 @@
 use super::first_seen::FirstSeen;
 use crate::{
     DesiredPod, DesiredService, ManifestError,
-    manifest::{ParsedFile, PodEntry, ServiceEntry},
+    manifest::{ParsedFile, PodEntry, ServiceEntry, StorageManifest},
 };
 use berth_core::{
     ids::{Namespace, PodKey},
@@ -22,6 +22,7 @@ pub(super) struct FileObjects {
     pub(super) secrets: Vec<Arc<KeyedData>>,
     pub(super) services: Vec<Arc<DesiredService>>,
     pub(super) slices: Vec<Arc<EndpointSlice>>,
+    pub(super) storage: Vec<Arc<StorageManifest>>,
     /// Errors that do not make the file bad.
     pub(super) warnings: Vec<ManifestError>,
 }
@@ -62,6 +63,7 @@ impl FileObjects {
             secrets: keep(parsed.secrets, &before.secrets, data_key),
             services: keep(services, &before.services, |s| s.service.key.clone()),
             slices: keep(parsed.slices, &before.slices, |s: &EndpointSlice| -> PodKey { s.key.clone() }),
+            storage: keep(parsed.storage, &before.storage, StorageManifest::key),
             warnings: parsed.warnings,
         }
     }

@@ -5,7 +5,10 @@ use super::{
     file_objects::{DataKey, FileObjects, data_key},
     name_index::{FilePart, NameIndex, ObjectPlace},
 };
-use crate::{DesiredPod, DesiredService, ManifestError};
+use crate::{
+    DesiredPod, DesiredService, ManifestError,
+    manifest::{StorageKey, StorageManifest},
+};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, KeyedData, Objects},
@@ -26,6 +29,8 @@ pub(super) struct MergedObjects {
     /// The Services as the manifests have them, without assigned addresses.
     pub(super) services: Shared<DesiredService>,
     pub(super) slices: Shared<EndpointSlice>,
+    /// Claims, persistent volumes, storage classes and CSI drivers.
+    pub(super) storage: Arc<BTreeMap<StorageKey, Arc<StorageManifest>>>,
 }
 
 type Pod = (usize, Arc<DesiredPod>);
@@ -43,6 +48,7 @@ pub(super) struct ObjectIndex {
     secrets: NameIndex<DataKey, Arc<KeyedData>>,
     services: NameIndex<PodKey, Arc<DesiredService>>,
     slices: NameIndex<PodKey, Arc<EndpointSlice>>,
+    storage: NameIndex<StorageKey, Arc<StorageManifest>>,
     errors: Errors,
     merged: MergedObjects,
 }
@@ -77,6 +83,7 @@ impl ObjectIndex {
             secrets: NameIndex::default(),
             services: NameIndex::default(),
             slices: NameIndex::default(),
+            storage: NameIndex::default(),
             merged: MergedObjects::default(),
         }
     }
@@ -122,6 +129,9 @@ impl ObjectIndex {
         part.part = FilePart::Slices;
         let key = |s: &Arc<EndpointSlice>| s.key.clone();
         part.enter(&mut self.slices, &before.slices, &now.slices, key, Arc::ptr_eq);
+        part.part = FilePart::Storage;
+        let key = |s: &Arc<StorageManifest>| s.key();
+        part.enter(&mut self.storage, &before.storage, &now.storage, key, Arc::ptr_eq);
     }
 
     /// Takes that the directory has been listed: an object that no file has does not exist.
@@ -135,6 +145,7 @@ impl ObjectIndex {
     pub(super) fn settle(&mut self) -> &MergedObjects {
         self.settle_pods();
         self.settle_objects();
+        self.settle_storage();
         let ObjectIndex { errors, merged, .. } = self;
         settle_kind("Service", &mut self.services, errors, &mut merged.services);
         settle_kind("EndpointSlice", &mut self.slices, errors, &mut merged.slices);
@@ -183,6 +194,22 @@ impl ObjectIndex {
                 _ if same => {}
                 Some(now) => drop(Arc::make_mut(&mut merged.pods).insert(uid.clone(), Arc::clone(now))),
                 None => drop(Arc::make_mut(&mut merged.pods).remove(uid)),
+            }
+        });
+    }
+
+    fn settle_storage(&mut self) {
+        let ObjectIndex { storage, errors, merged, .. } = self;
+        storage.settle(|key, defined| {
+            let (kind, namespace, name) = key;
+            let shown = if namespace.is_empty() { name.clone() } else { format!("{namespace}/{name}") };
+            errors.add_defined_again(kind, &shown, defined, |_| None);
+            match (defined.first().map(|(_, now)| now), merged.storage.get(key)) {
+                (Some(now), old) if old != Some(now) => {
+                    Arc::make_mut(&mut merged.storage).insert(key.clone(), Arc::clone(now));
+                }
+                (None, Some(_)) => drop(Arc::make_mut(&mut merged.storage).remove(key)),
+                _ => {}
             }
         });
     }

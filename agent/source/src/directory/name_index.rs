@@ -15,6 +15,7 @@ pub(super) enum FilePart {
     Secrets,
     Services,
     Slices,
+    Storage,
 }
 
 /// The place of an object in the directory. Of several objects with one name, that at the first place has it.

@@ -12,9 +12,10 @@ use super::{
 };
 use crate::{
     DesiredService, ManifestError, Snapshot, UnallocatedService,
-    controllers::cluster_ips::ClusterIpAllocator, manifest::ManifestContext,
+    controllers::{cluster_ips::ClusterIpAllocator, volume_binder::VolumeBinder},
+    manifest::ManifestContext,
 };
-use berth_core::{ids::PodKey, shared::Shared, time::Wall};
+use berth_core::{ids::PodKey, model::NodeInfo, shared::Shared, time::Wall};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,6 +47,7 @@ pub(super) struct DirectoryWatcher {
     first_seen: FirstSeen,
     index: ObjectIndex,
     allocator: ClusterIpAllocator,
+    binder: VolumeBinder,
     /// The latest time of the next full scan.
     full_scan_due: Instant,
     /// Inode of the directory to which the state on disk belongs.
@@ -87,6 +89,10 @@ impl DirectoryWatcher {
             first_seen,
             index: ObjectIndex::new(cfg.dir.clone()),
             allocator: ClusterIpAllocator::open(cfg.services.clone(), &cfg.state),
+            binder: VolumeBinder::open(
+                NodeInfo { labels: cfg.labels.clone(), ..NodeInfo::new(cfg.node.clone()) },
+                &cfg.state,
+            ),
             full_scan_due: Instant::now(),
             // Written again at the first scan, which also drops the state of files that are gone.
             saved_inode: None,
@@ -337,8 +343,11 @@ impl DirectoryWatcher {
         let merged = self.index.settle();
         // A file that was never good may define Services that have addresses already: none is freed meanwhile.
         let services = self.allocator.fill(&merged.services, listed && self.never_good.is_empty()).clone();
-        let (pods, objects, slices) =
-            (Arc::clone(&merged.pods), Arc::clone(&merged.objects), merged.slices.clone());
+        let objects = self.binder.fill(&merged.objects, &merged.storage, &merged.pods);
+        let (pods, slices) = (Arc::clone(&merged.pods), merged.slices.clone());
+        if let Err(error) = self.binder.save() {
+            tracing::warn!(%error, "cannot save which claim has which volume: after a restart a claim may get another; tried again at the next scan");
+        }
         if let Err(error) = self.allocator.save() {
             tracing::warn!(%error, "cannot save the addresses assigned to Services: after a restart they may get others; tried again at the next scan");
         }

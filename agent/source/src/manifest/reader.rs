@@ -56,8 +56,7 @@ impl<'a> ObjectReader<'a> {
         }
         let kind = text_field(at, value, "kind")?;
         let api_version = text_field(at, value, "apiVersion")?;
-        let slices = matches!(kind, "EndpointSlice" | "EndpointSliceList");
-        let wanted = if slices { "discovery.k8s.io/v1" } else { "v1" };
+        let wanted = version_of(kind.strip_suffix("List").unwrap_or(kind));
         if api_version != wanted {
             return Err(at
                 .key("apiVersion")
@@ -89,16 +88,26 @@ impl<'a> ObjectReader<'a> {
             }
             "EndpointSlice" => self.parsed.slices.push(objects::endpoint_slice(at, value)?),
             "List" if nesting == Nesting::Document => self.list(at, value, document, None)?,
-            "ConfigMapList" | "SecretList" | "ServiceList" | "EndpointSliceList"
+            "ConfigMapList"
+            | "SecretList"
+            | "ServiceList"
+            | "EndpointSliceList"
+            | "PersistentVolumeList"
+            | "PersistentVolumeClaimList"
+            | "StorageClassList"
+            | "CSIDriverList"
                 if nesting == Nesting::Document =>
             {
                 self.list(at, value, document, kind.strip_suffix("List"))?;
             }
-            _ => {
-                return Err(at.key("kind").error(format!(
-                    "{kind:?} is not supported: Pod, ConfigMap, Secret, Service, EndpointSlice and lists of them are"
-                )));
-            }
+            _ => match objects::storage(at, kind, value)? {
+                Some(object) => self.parsed.storage.push(object),
+                None => {
+                    return Err(at.key("kind").error(format!(
+                        "{kind:?} is not supported: Pod, ConfigMap, Secret, Service, EndpointSlice, PersistentVolume, PersistentVolumeClaim, StorageClass, CSIDriver and lists of them are"
+                    )));
+                }
+            },
         }
         Ok(())
     }
@@ -138,8 +147,7 @@ impl<'a> ObjectReader<'a> {
             match (of, item) {
                 (Some(of), Value::Object(map)) => {
                     let mut map = map.clone();
-                    let version = if of == "EndpointSlice" { "discovery.k8s.io/v1" } else { "v1" };
-                    map.entry("apiVersion").or_insert_with(|| version.into());
+                    map.entry("apiVersion").or_insert_with(|| version_of(of).into());
                     let kind = map.entry("kind").or_insert_with(|| of.into());
                     if kind != of {
                         return Err(at.key("kind").error(format!("must be {of:?} in a {of}List")));
@@ -160,6 +168,15 @@ impl<'a> ObjectReader<'a> {
                 Ok(())
             }
         }
+    }
+}
+
+/// The only version of a kind that is read.
+fn version_of(kind: &str) -> &'static str {
+    match kind {
+        "EndpointSlice" => "discovery.k8s.io/v1",
+        "StorageClass" | "CSIDriver" => "storage.k8s.io/v1",
+        _ => "v1",
     }
 }
 

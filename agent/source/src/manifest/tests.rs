@@ -169,7 +169,8 @@ fn every_field_reaches_the_model() {
     assert!(
         matches!(source("page"), VolumeSource::ConfigMap(k) if k.default_mode == 0o440 && k.items.len() == 1)
     );
-    assert_eq!(*source("claim"), VolumeSource::NotYet { kind: "persistentVolumeClaim".into() });
+    let claim = VolumeSource::PersistentVolumeClaim { claim: "data".into(), read_only: false };
+    assert_eq!(*source("claim"), claim);
     assert_eq!(*source("plain"), VolumeSource::EmptyDir { medium: Medium::Disk, size_limit: None });
     assert!(matches!(source("all"), VolumeSource::Projected { sources, .. }
         if matches!(&sources[2], ProjectedSource::ServiceAccountToken { audience: None, .. })));

@@ -13,7 +13,7 @@ pub(super) struct EmptyDir<'a> {
 
 impl VolumePlugin for EmptyDir<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
-        own_root(pod_dir, "kubernetes.io~empty-dir", name)
+        own_root(pod_dir, "kubernetes.io~empty-dir", name.as_str())
     }
 
     fn set_up(&self, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {

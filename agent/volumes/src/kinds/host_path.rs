@@ -11,6 +11,7 @@ use rustix::{
     fs::{Mode, OFlags},
 };
 use std::{
+    borrow::Cow,
     fs::Metadata,
     io,
     os::unix::fs::FileTypeExt as _,
@@ -19,17 +20,22 @@ use std::{
 
 /// A `hostPath` volume.
 pub(super) struct HostPath<'a> {
-    pub(super) path: &'a Path,
+    pub(super) path: Cow<'a, Path>,
     pub(super) kind: HostPathType,
+    pub(super) read_only: bool,
 }
 
 impl VolumePlugin for HostPath<'_> {
     fn root(&self, _pod_dir: &Path, _name: &VolumeName) -> PathBuf {
-        self.path.to_owned()
+        self.path.to_path_buf()
     }
 
     fn set_up(&self, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {
         check_or_make(inputs.volume, root, self.kind)
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
     }
 
     fn open_root(&self, root: &Path) -> io::Result<OwnedFd> {

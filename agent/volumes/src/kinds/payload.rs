@@ -56,7 +56,7 @@ fn set_up_in_memory(plugin: &dyn VolumePlugin, root: &Path, inputs: &VolumeInput
 
 impl VolumePlugin for ConfigMap<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
-        own_root(pod_dir, "kubernetes.io~configmap", name)
+        own_root(pod_dir, "kubernetes.io~configmap", name.as_str())
     }
 
     fn set_up(&self, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {
@@ -74,7 +74,7 @@ impl VolumePlugin for ConfigMap<'_> {
 
 impl VolumePlugin for Secret<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
-        own_root(pod_dir, "kubernetes.io~secret", name)
+        own_root(pod_dir, "kubernetes.io~secret", name.as_str())
     }
 
     fn set_up(&self, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {
@@ -92,7 +92,7 @@ impl VolumePlugin for Secret<'_> {
 
 impl VolumePlugin for DownwardApi<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
-        own_root(pod_dir, "kubernetes.io~downward-api", name)
+        own_root(pod_dir, "kubernetes.io~downward-api", name.as_str())
     }
 
     fn set_up(&self, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {
@@ -114,7 +114,7 @@ fn not_yet(volume: &Volume, kind: &str) -> Error {
 
 impl VolumePlugin for Projected<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
-        own_root(pod_dir, "kubernetes.io~projected", name)
+        own_root(pod_dir, "kubernetes.io~projected", name.as_str())
     }
 
     fn set_up(&self, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 use super::*;
-use crate::testing::{Node, config_map, container, empty_dir, facts, keys, mount, mounting_all, pod, volume};
+use crate::testing::{
+    Node, config_map, container, container_mounts, empty_dir, facts, keys, mount, mounting_all, pod, volume,
+};
 use berth_core::model::{HostPathType, Medium, Objects, VolumeSource};
 use std::fs;
 
@@ -31,7 +33,7 @@ fn volume_mounts_come_first_and_in_order() {
     let shared = VolumeMount { propagation: MountPropagation::HostToContainer, ..mount("host", "relative") };
     c.mounts = vec![mount("scratch", "/z"), mount("conf", "/conf"), read_only, shared];
     c.security.read_only_root = true;
-    let got = node.volumes.container_mounts(&p, &c, &[]).unwrap();
+    let got = container_mounts(&node, &p, &c, &[]).unwrap();
     let short: Vec<_> = got.iter().map(|m| (m.destination.as_str(), m.read_only)).collect();
     assert_eq!(
         short,
@@ -57,11 +59,11 @@ fn own_mounts_replace_the_shared_files() {
     let mut p = set_up(&node);
     let mut c = container("main");
     c.mounts = vec![mount("scratch", "/etc/hosts/"), mount("scratch", "/dev/./shm")];
-    let got = node.volumes.container_mounts(&p, &c, &[]).unwrap();
+    let got = container_mounts(&node, &p, &c, &[]).unwrap();
     let places: Vec<_> = got.iter().map(|m| m.destination.as_str()).collect();
     assert_eq!(places, ["/etc/hosts/", "/dev/./shm", "/etc/hostname", "/etc/resolv.conf"]);
     p.namespaces.host_ipc = true;
-    let got = node.volumes.container_mounts(&p, &container("main"), &[]).unwrap();
+    let got = container_mounts(&node, &p, &container("main"), &[]).unwrap();
     assert_eq!(got[3].source, Path::new("/dev/shm"));
 }
 
@@ -77,7 +79,7 @@ fn sub_paths_are_bound_once_and_follow_the_environment() {
         with_sub_path(mount("scratch", "/all"), SubPath::Plain(String::new())),
     ];
     let env = [("POD".to_owned(), "web-0".to_owned())];
-    let got = node.volumes.container_mounts(&p, &c, &env).unwrap();
+    let got = container_mounts(&node, &p, &c, &env).unwrap();
     let bound = node.pod_dir(&p).join("volume-subpaths");
     assert_eq!(got[0].source, bound.join("scratch/main/0"));
     assert_eq!(got[1].source, bound.join("conf/main/1"));
@@ -87,12 +89,12 @@ fn sub_paths_are_bound_once_and_follow_the_environment() {
     assert_eq!(fs::read_to_string(&got[1].source).unwrap(), "1");
     assert!(node.path().join("host/sub").is_dir());
     let before = node.mounts();
-    assert_eq!(node.volumes.container_mounts(&p, &c, &env).unwrap(), got);
+    assert_eq!(container_mounts(&node, &p, &c, &env).unwrap(), got);
     assert_eq!(node.mounts(), before);
     // A running container keeps the old file; the next one gets the new file.
     assert!(node.volumes.refresh(&p, &facts(), &config_map("cm", &[("k", b"2")])).unwrap());
     assert_eq!(fs::read_to_string(&got[1].source).unwrap(), "1");
-    node.volumes.container_mounts(&p, &c, &env).unwrap();
+    container_mounts(&node, &p, &c, &env).unwrap();
     assert_eq!(fs::read_to_string(&got[1].source).unwrap(), "2");
 }
 
@@ -102,7 +104,7 @@ fn a_missing_key_of_a_config_map_is_an_empty_directory() {
     let p = set_up(&node);
     let mut c = container("main");
     c.mounts = vec![with_sub_path(mount("conf", "/x"), SubPath::Plain("nokey".into()))];
-    let made = node.volumes.container_mounts(&p, &c, &[]).unwrap().remove(0);
+    let made = container_mounts(&node, &p, &c, &[]).unwrap().remove(0);
     assert!(made.read_only);
     assert_eq!(std::fs::read_dir(&made.source).unwrap().count(), 0);
 }
@@ -119,7 +121,7 @@ fn an_error_of_a_mount_names_volume_and_container() {
     let refuse = |m: VolumeMount| {
         let mut c = container("main");
         c.mounts = vec![m];
-        node.volumes.container_mounts(&p, &c, &[]).unwrap_err().message()
+        container_mounts(&node, &p, &c, &[]).unwrap_err().message()
     };
     let recursive = VolumeMount { recursive_read_only: RecursiveReadOnly::Enabled, ..mount("scratch", "/x") };
     let shared = VolumeMount { propagation: MountPropagation::Bidirectional, ..mount("scratch", "/x") };
@@ -161,7 +163,7 @@ fn an_untyped_host_path_is_made_when_a_container_needs_it() {
     assert!(!path.exists());
     let mut c = container("main");
     c.mounts = vec![mount("h", "/h")];
-    node.volumes.container_mounts(&p, &c, &[]).unwrap();
+    container_mounts(&node, &p, &c, &[]).unwrap();
     assert!(path.is_dir());
 }
 

@@ -1,6 +1,5 @@
 use super::*;
-use crate::kinds::plugin_of;
-use crate::testing::{config_map, facts, keyed, keys, pod, volume};
+use crate::testing::{Node, config_map, facts, keyed, keys, plugin_of, pod, volume};
 use berth_core::model::{
     ContainerSecurity, KeyToPath, PodSecurity, ProjectedSource, ResourceFieldRef, Token, VolumeSource,
 };
@@ -9,7 +8,8 @@ use berth_core::time::Wall;
 fn files(source: VolumeSource, objects: &Objects) -> Result<Vec<(String, String, u32)>, Error> {
     let (pod, volume, facts) = (pod("web"), volume("v", source), facts());
     let inputs = VolumeInputs { pod: &pod, volume: &volume, facts: &facts, objects };
-    let payload = plugin_of(&volume)?.files(&inputs)?.unwrap();
+    let node = Node::new();
+    let payload = plugin_of(&node.volumes, &pod, &volume, objects)?.files(&inputs)?.unwrap();
     let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
     Ok(payload.into_iter().map(|(p, f)| (p.display().to_string(), text(f.bytes), f.mode)).collect())
 }
@@ -160,12 +160,14 @@ fn a_token_is_its_readers_alone_where_the_pod_names_the_reader() {
         security: ContainerSecurity { run_as_user: user, ..ContainerSecurity::default() },
         ..Container::new("c".parse().unwrap(), "image")
     };
+    let node = Node::new();
     let file = |pod: &Pod| {
         let mut objects = Objects::default();
         let token = Token { text: "abc".into(), expires: Wall(0) };
         objects.put_token(TokenRef::new(pod, Some("vault"), 3607), Value::Known(token));
         let inputs = VolumeInputs { pod, volume: &volume, facts: &facts(), objects: &objects };
-        let files = plugin_of(&volume).unwrap().files(&inputs).unwrap().unwrap();
+        let files =
+            plugin_of(&node.volumes, pod, &volume, &objects).unwrap().files(&inputs).unwrap().unwrap();
         let file = &files[Path::new("token")];
         assert_eq!(file.bytes, b"abc");
         (file.mode, file.owner)
@@ -185,5 +187,8 @@ fn a_token_is_its_readers_alone_where_the_pod_names_the_reader() {
     // Standalone nodes have no tokens.
     let listed = Objects::listed();
     let inputs = VolumeInputs { pod: &pod, volume: &volume, facts: &facts(), objects: &listed };
-    assert!(matches!(plugin_of(&volume).unwrap().files(&inputs), Err(Error::NotYet { .. })));
+    assert!(matches!(
+        plugin_of(&node.volumes, &pod, &volume, &listed).unwrap().files(&inputs),
+        Err(Error::NotYet { .. })
+    ));
 }

@@ -1,5 +1,7 @@
 use super::*;
-use crate::testing::{Node, config_map, container, empty_dir, facts, keys, mount, mounting_all, pod, volume};
+use crate::testing::{
+    Node, config_map, container, container_mounts, empty_dir, facts, keys, mount, mounting_all, pod, volume,
+};
 use berth_core::model::{HostPathType, Medium, Pod, SubPath, VolumeMount, VolumeSource};
 use berth_sys::mount::{BindOpts, bind};
 use std::{fs, os::unix::fs::symlink, path::Path};
@@ -22,7 +24,7 @@ fn set_up(node: &Node) -> (Pod, PathBuf) {
     c.mounts = vec![sub("scratch", "a"), sub("mem", "b"), sub("conf", "k"), sub("host", "sub")];
     node.volumes.mount(&p, &facts(), &config_map("cm", &[("k", b"1")])).unwrap();
     node.volumes.prepare_files(&p, &facts()).unwrap();
-    node.volumes.container_mounts(&p, &c, &[]).unwrap();
+    container_mounts(node, &p, &c, &[]).unwrap();
     assert_eq!(node.mounts().iter().filter(|m| m.to_string_lossy().contains("/pods/uid-1/")).count(), 6);
     (p, host)
 }

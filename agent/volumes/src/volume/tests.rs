@@ -3,7 +3,11 @@ use crate::testing::{
     Node, Stop, config_map, container, empty_dir, facts, keyed, keys, mount, mounting_all, pod, volume,
 };
 use berth_core::{
-    model::{HostPathType, KeysVolume, Medium, ObjectKind, SubPath, VolumeMount, VolumeSource},
+    model::{
+        AccessMode, ClaimRef, HostPathType, KeysVolume, Medium, ObjectKind, PersistentVolume,
+        PersistentVolumeClaim, PersistentVolumeSource, ReclaimPolicy, StorageObject, SubPath, VolumeDevice,
+        VolumeMode, VolumeMount, VolumeSource,
+    },
     refs::refs,
     value::Why,
 };
@@ -108,9 +112,10 @@ fn a_memory_volume_is_a_tmpfs_of_the_least_limit() {
 fn a_volume_of_an_unsupported_kind_is_an_error_that_names_the_kind() {
     let node = Node::new();
     let huge = VolumeSource::EmptyDir { medium: Medium::HugePages(Some("2Mi".into())), size_limit: None };
-    for (source, name) in
-        [(VolumeSource::NotYet { kind: "nfs".into() }, "nfs"), (huge, "emptyDir with medium HugePages-2Mi")]
-    {
+    for (source, name) in [
+        (VolumeSource::NotYet { kind: "iscsi".into() }, "iscsi"),
+        (huge, "emptyDir with medium HugePages-2Mi"),
+    ] {
         let p = pod_with(vec![volume("v", source), volume("ok", empty_dir(Medium::Disk))]);
         let e = node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap_err();
         assert!(matches!(&e, Error::NotYet { kind, .. } if kind == name), "{e:?}");
@@ -396,4 +401,156 @@ fn an_unknown_object_is_not_an_absent_one() {
     assert_eq!(read(&file), "1");
     assert!(node.volumes.refresh(&p, &facts(), &Objects::listed()).unwrap());
     assert!(!file.exists(), "an optional object that is gone");
+}
+
+/// A node with a persistent volume that is bound to the claim of a pod.
+fn claimed(node: &Node, source: PersistentVolumeSource, mode: VolumeMode, read_only: bool) -> (Pod, Objects) {
+    let namespace: berth_core::ids::Namespace = "default".parse().unwrap();
+    let claim_of = ClaimRef { namespace: "default".into(), name: "claim".into(), uid: "cu".into() };
+    let volume = PersistentVolume {
+        name: "pv.one".into(),
+        uid: "vu".into(),
+        labels: Default::default(),
+        source,
+        capacity: None,
+        access_modes: vec![AccessMode::ReadWriteOnce],
+        mode,
+        class: String::new(),
+        reclaim: ReclaimPolicy::Retain,
+        mount_options: Vec::new(),
+        node_affinity: None,
+        claim: Some(claim_of),
+        gid: None,
+    };
+    let claim = PersistentVolumeClaim {
+        namespace: namespace.clone(),
+        name: "claim".into(),
+        uid: "cu".into(),
+        controller: None,
+        deleting: false,
+        access_modes: vec![AccessMode::ReadWriteOnce],
+        mode,
+        class: None,
+        request: None,
+        selector: Vec::new(),
+        volume: Some("pv.one".into()),
+        bound: true,
+        capacity: None,
+    };
+    let mut objects = Objects::listed();
+    let key = |kind, name: &str| (kind, namespace.clone(), name.to_owned());
+    let claim = StorageObject::Claim(std::sync::Arc::new(claim));
+    objects.put_storage(key(ObjectKind::PersistentVolumeClaim, "claim"), claim);
+    let volume = StorageObject::Volume(std::sync::Arc::new(volume));
+    objects.put_storage(key(ObjectKind::PersistentVolume, "pv.one"), volume);
+    fs::create_dir_all(node.path().join("data")).unwrap();
+    let source = VolumeSource::PersistentVolumeClaim { claim: "claim".into(), read_only };
+    let mut p = pod("web");
+    p.volumes = vec![crate::testing::volume("data", source)];
+    (p, objects)
+}
+
+#[test]
+fn a_local_volume_is_bound_with_its_group_and_its_data_outlives_the_pod() {
+    let node = Node::new();
+    let data = node.path().join("data");
+    let source = PersistentVolumeSource::Local { path: data.clone(), fs_type: None };
+    let (p, objects) = claimed(&node, source, VolumeMode::Filesystem, false);
+    fs::write(data.join("sentinel"), "precious").unwrap();
+    let mut p = mounting_all(p);
+    p.security.fs_group = Some(4711);
+    for _ in 0..2 {
+        node.volumes.mount(&p, &facts(), &objects).unwrap();
+    }
+    let root = node.pod_dir(&p).join("volumes/kubernetes.io~local-volume/pv.one");
+    assert_eq!(read(&root.join("sentinel")), "precious");
+    assert_eq!(std::os::unix::fs::MetadataExt::gid(&fs::metadata(data.join("sentinel")).unwrap()), 4711);
+    let known = (&objects, &*facts().node);
+    let mut c = p.containers[0].clone();
+    c.mounts.push(VolumeMount { sub_path: Some(SubPath::Plain("sub".into())), ..mount("data", "/sub") });
+    let mounts = node.volumes.container_mounts(&p, &c, known, &[]).unwrap();
+    assert_eq!((mounts[0].source.as_path(), mounts[0].read_only), (root.as_path(), false));
+    assert!(data.join("sub").is_dir(), "a sub-path is made in the volume");
+    node.volumes.unmount(&p.uid).unwrap();
+    assert!(!node.pod_dir(&p).exists());
+    assert_eq!(read(&data.join("sentinel")), "precious");
+}
+
+#[test]
+fn a_claim_that_is_read_only_and_a_missing_path_are_told() {
+    let node = Node::new();
+    let path = node.path().join("data");
+    let source = PersistentVolumeSource::Local { path: path.clone(), fs_type: None };
+    let (p, objects) = claimed(&node, source.clone(), VolumeMode::Filesystem, true);
+    let p = mounting_all(p);
+    node.volumes.mount(&p, &facts(), &objects).unwrap();
+    let root = node.pod_dir(&p).join("volumes/kubernetes.io~local-volume/pv.one");
+    assert!(fs::write(root.join("x"), "x").is_err());
+    let known = (&objects, &*facts().node);
+    assert!(node.volumes.container_mounts(&p, &p.containers[0], known, &[]).unwrap()[0].read_only);
+    node.volumes.unmount(&p.uid).unwrap();
+    fs::remove_dir(&path).unwrap();
+    let message = node.volumes.mount(&p, &facts(), &objects).unwrap_err().event().message;
+    let wanted = format!("MountVolume.SetUp failed for volume \"pv.one\" : path {path:?} does not exist");
+    assert_eq!(message, wanted);
+    let mut unbound = Objects::listed();
+    let error = node.volumes.mount(&p, &facts(), &unbound).unwrap_err();
+    assert_eq!(
+        error.event().message,
+        "Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: error processing PVC default/claim: failed to fetch PVC from API server: persistentvolumeclaims \"claim\" not found"
+    );
+    unbound.put_unknown(
+        ObjectKind::PersistentVolumeClaim,
+        "default".parse().unwrap(),
+        "claim".into(),
+        berth_core::value::Why::NotAsked,
+    );
+    assert!(matches!(node.volumes.mount(&p, &facts(), &unbound), Err(Error::UnknownObject { .. })));
+}
+
+#[test]
+fn a_host_path_volume_of_a_claim_is_used_as_it_is_and_a_given_up_kind_names_its_successor() {
+    let node = Node::new();
+    let path = node.path().join("made");
+    let source =
+        PersistentVolumeSource::HostPath { path: path.clone(), kind: HostPathType::DirectoryOrCreate };
+    let (p, objects) = claimed(&node, source, VolumeMode::Filesystem, false);
+    let p = mounting_all(p);
+    node.volumes.mount(&p, &facts(), &objects).unwrap();
+    let known = (&objects, &*facts().node);
+    assert_eq!(node.volumes.container_mounts(&p, &p.containers[0], known, &[]).unwrap()[0].source, path);
+    node.volumes.unmount(&p.uid).unwrap();
+    assert!(path.is_dir());
+    let kind = "gcePersistentDisk".to_owned();
+    let (p, objects) = claimed(&node, PersistentVolumeSource::NotYet { kind }, VolumeMode::Filesystem, false);
+    let message = node.volumes.mount(&mounting_all(p), &facts(), &objects).unwrap_err().event().message;
+    assert_eq!(
+        message,
+        "MountVolume.SetUp failed for volume \"data\" : volume type gcePersistentDisk is no longer supported by Kubernetes: use the CSI driver pd.csi.storage.gke.io"
+    );
+}
+
+#[test]
+fn a_block_volume_gives_the_device_and_a_directory_is_refused() {
+    let node = Node::new();
+    // A device of its own: a loop device may not be there, so a node with the numbers of one stands for it.
+    let device = node.path().join("device");
+    let numbers = rustix::fs::makedev(7, 250);
+    rustix::fs::mknodat(rustix::fs::CWD, &device, rustix::fs::FileType::BlockDevice, 0o600.into(), numbers)
+        .unwrap();
+    for (path, good) in [(device.clone(), true), (node.path().join("data"), false)] {
+        let source = PersistentVolumeSource::Local { path, fs_type: None };
+        let (mut p, objects) = claimed(&node, source, VolumeMode::Block, false);
+        p.containers[0].devices =
+            vec![VolumeDevice { volume: "data".parse().unwrap(), path: "/dev/xvda".into() }];
+        let mounted = node.volumes.mount(&p, &facts(), &objects);
+        if !good {
+            assert!(mounted.unwrap_err().event().message.ends_with("is no block device"));
+            continue;
+        }
+        mounted.unwrap();
+        let known = (&objects, &*facts().node);
+        let devices = node.volumes.container_devices(&p, &p.containers[0], known).unwrap();
+        assert_eq!((devices[0].numbers, devices[0].destination.as_str()), ((7, 250), "/dev/xvda"));
+    }
 }

@@ -186,6 +186,11 @@ impl Known {
             let fs = match &volume.source {
                 // The kubelet has no numbers of a path of the node either.
                 VolumeSource::HostPath { .. } | VolumeSource::NotYet { .. } => return None,
+                // Drivers tell theirs, and a server that is away must hold up nobody who asks.
+                VolumeSource::Nfs(_)
+                | VolumeSource::Csi(_)
+                | VolumeSource::PersistentVolumeClaim { .. }
+                | VolumeSource::Ephemeral => return None,
                 source if on_disk(source) => directory(self.directories.get(&dir), node)?,
                 // The others are file systems of their own.
                 _ => FsUse { capacity: capacity(&dir)?, used: None },

@@ -1,0 +1,9 @@
+//! Volumes of pods as the node carries them out: which persistent volume stands behind a volume of a pod
+//! ([`resolve`]), the steps that mount and unmount a volume of a CSI driver ([`steps`]), and the binding of claims to
+//! volumes where no control plane does it ([`bind`]). Pure.
+
+pub mod bind;
+mod resolve;
+pub mod steps;
+
+pub use resolve::{PersistentSource, ResolveError, Resolved, resolve};

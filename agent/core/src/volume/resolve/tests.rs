@@ -1,0 +1,210 @@
+use super::*;
+use crate::{
+    ids::PodKey,
+    model::{
+        AccessMode, ClaimRef, Container, CsiVolume, MountPropagation, NodeSelectorTerm, ReclaimPolicy,
+        RecursiveReadOnly, StorageObject, VolumeMount,
+    },
+    refs::refs_with,
+};
+use std::collections::BTreeMap;
+
+struct World {
+    pod: Pod,
+    claim: PersistentVolumeClaim,
+    volume: PersistentVolume,
+    objects: Objects,
+}
+
+impl World {
+    fn new() -> World {
+        let key = PodKey { namespace: "default".parse().unwrap(), name: "p".parse().unwrap() };
+        let mount = VolumeMount {
+            volume: "data".parse().unwrap(),
+            mount_path: "/data".into(),
+            read_only: false,
+            recursive_read_only: RecursiveReadOnly::Disabled,
+            sub_path: None,
+            propagation: MountPropagation::None,
+        };
+        let container = Container { mounts: vec![mount], ..Container::new("c".parse().unwrap(), "i") };
+        let source = VolumeSource::PersistentVolumeClaim { claim: "claim".into(), read_only: false };
+        let pod = Pod {
+            containers: vec![container],
+            volumes: vec![Volume { name: "data".parse().unwrap(), source }],
+            ..Pod::new("u".parse().unwrap(), key, "n1".parse().unwrap())
+        };
+        let claim = PersistentVolumeClaim {
+            namespace: "default".parse().unwrap(),
+            name: "claim".into(),
+            uid: "cu".into(),
+            controller: None,
+            deleting: false,
+            access_modes: vec![AccessMode::ReadWriteOnce],
+            mode: VolumeMode::Filesystem,
+            class: None,
+            request: None,
+            selector: Vec::new(),
+            volume: Some("pv".into()),
+            bound: true,
+            capacity: None,
+        };
+        let volume = PersistentVolume {
+            name: "pv".into(),
+            uid: "vu".into(),
+            labels: BTreeMap::new(),
+            source: PersistentVolumeSource::Local { path: "/d".into(), fs_type: None },
+            capacity: None,
+            access_modes: vec![AccessMode::ReadWriteOnce],
+            mode: VolumeMode::Filesystem,
+            class: String::new(),
+            reclaim: ReclaimPolicy::Retain,
+            mount_options: Vec::new(),
+            node_affinity: None,
+            claim: Some(ClaimRef { namespace: "default".into(), name: "claim".into(), uid: "cu".into() }),
+            gid: None,
+        };
+        World { pod, claim, volume, objects: Objects::default() }
+    }
+
+    fn csi(mut self) -> World {
+        self.volume.source = PersistentVolumeSource::Csi(CsiVolume {
+            driver: "d.io".into(),
+            handle: "h".into(),
+            fs_type: None,
+            read_only: false,
+            attributes: BTreeMap::new(),
+            stage_secret: None,
+            publish_secret: None,
+            expand_secret: None,
+        });
+        self
+    }
+
+    fn put(mut self) -> World {
+        let namespace = self.pod.key.namespace.clone();
+        let name = |kind, name: &str| (kind, namespace.clone(), name.to_owned());
+        let claim = StorageObject::Claim(Arc::new(self.claim.clone()));
+        self.objects.put_storage(name(ObjectKind::PersistentVolumeClaim, &self.claim.name), claim);
+        let volume = StorageObject::Volume(Arc::new(self.volume.clone()));
+        self.objects.put_storage(name(ObjectKind::PersistentVolume, "pv"), volume);
+        self
+    }
+
+    fn drivers(mut self, drivers: &[CsiDriver]) -> World {
+        let drivers = drivers.iter().map(|d| (d.name.clone(), Arc::new(d.clone()))).collect();
+        self.objects.set_csi_drivers(Arc::new(drivers));
+        self
+    }
+
+    fn attachment(mut self, attached: bool, error: Option<&str>) -> World {
+        let PersistentVolumeSource::Csi(csi) = &self.volume.source else { panic!() };
+        let name = attachment_name(csi, &self.pod.node);
+        let found = VolumeAttachment {
+            name: name.clone(),
+            deleting: false,
+            attached,
+            metadata: BTreeMap::new(),
+            error: error.map(str::to_owned),
+        };
+        let key = (ObjectKind::VolumeAttachment, self.pod.key.namespace.clone(), name);
+        self.objects.put_storage(key, StorageObject::Attachment(Arc::new(found)));
+        self
+    }
+
+    fn resolve(&self) -> Result<Resolved, ResolveError> {
+        let node = NodeInfo::new("n1".parse().unwrap());
+        resolve(&self.pod, &self.pod.volumes[0], &self.objects, &node)
+    }
+
+    fn error(&self) -> String {
+        self.resolve().unwrap_err().to_string()
+    }
+}
+
+#[test]
+fn a_claim_leads_to_its_volume() {
+    let Ok(Resolved::Persistent(found)) = World::new().put().resolve() else { panic!() };
+    assert_eq!(
+        (found.volume.name.as_str(), found.claim.name.as_str(), found.read_only),
+        ("pv", "claim", false)
+    );
+}
+
+#[test]
+fn a_claim_that_is_not_there_or_not_bound_says_so_in_the_kubelets_words() {
+    let mut world = World::new();
+    assert_eq!(world.error(), "persistentvolumeclaim \"claim\" is not read yet");
+    world.objects = Objects::listed();
+    assert_eq!(
+        world.error(),
+        "error processing PVC default/claim: failed to fetch PVC from API server: persistentvolumeclaims \"claim\" not found"
+    );
+    let with = |change: fn(&mut World)| {
+        let mut world = World::new();
+        change(&mut world);
+        world.put().error()
+    };
+    let about = |text: &str| format!("error processing PVC default/claim: {text}");
+    assert_eq!(with(|w| w.claim.bound = false), about("PVC is not bound"));
+    assert_eq!(with(|w| w.claim.deleting = true), about("PVC is being deleted"));
+    assert_eq!(
+        with(|w| w.volume.claim.as_mut().unwrap().uid = "other".into()),
+        about(
+            "found PV object \"pv\" but its pv.Spec.ClaimRef.UID \"other\" does not point to claim.UID \"cu\""
+        )
+    );
+    assert_eq!(
+        with(|w| w.claim.mode = VolumeMode::Block),
+        about("volume data has volumeMode Block, but is specified in volumeMounts")
+    );
+    assert_eq!(
+        with(|w| w.volume.node_affinity = Some(vec![NodeSelectorTerm::default()])),
+        "MountVolume.NodeAffinity check failed for volume \"pv\" : no matching NodeSelectorTerms"
+    );
+}
+
+#[test]
+fn a_generic_ephemeral_volume_takes_the_claim_of_its_own_pod_alone() {
+    let ephemeral = |controller: Option<&str>| {
+        let mut world = World::new();
+        world.pod.volumes[0].source = VolumeSource::Ephemeral;
+        world.claim.name = "p-data".into();
+        world.claim.controller = controller.map(str::to_owned);
+        world.put()
+    };
+    assert!(ephemeral(Some("u")).resolve().is_ok());
+    for other in [None, Some("v")] {
+        assert_eq!(
+            ephemeral(other).error(),
+            "error processing PVC default/p-data: PVC default/p-data was not created for pod default/p (pod is not owner)"
+        );
+    }
+}
+
+#[test]
+fn a_volume_of_a_driver_waits_for_its_attachment_where_the_driver_needs_one() {
+    let csi = || World::new().csi().put();
+    assert!(matches!(csi().resolve(), Err(ResolveError::Unknown { kind: ObjectKind::CsiDriver, .. })));
+    let free = CsiDriver { attach_required: false, ..CsiDriver::new("d.io") };
+    assert!(csi().drivers(&[free]).resolve().is_ok());
+    for drivers in [vec![CsiDriver::new("d.io")], Vec::new()] {
+        let attaching = || csi().drivers(&drivers);
+        let asked: Vec<_> =
+            refs_with(&attaching().pod, &attaching().objects).into_iter().map(|r| r.kind).collect();
+        assert!(asked.contains(&ObjectKind::VolumeAttachment), "{asked:?}");
+        assert!(matches!(attaching().resolve(), Err(ResolveError::Unknown { .. })));
+        assert!(
+            attaching()
+                .attachment(false, None)
+                .error()
+                .starts_with("volume attachment is not attached yet: csi-")
+        );
+        assert_eq!(attaching().attachment(false, Some("no disk")).error(), "no disk");
+        let Ok(Resolved::Persistent(found)) = attaching().attachment(true, None).resolve() else { panic!() };
+        assert!(found.attachment.is_some());
+    }
+    let mut alone = csi();
+    alone.objects.set_listed();
+    assert!(alone.resolve().is_ok(), "nobody attaches on a node without a control plane");
+}

@@ -1,0 +1,234 @@
+//! Claims and the persistent volumes of manifests that are bound to them.
+//!
+//! A binding is saved in a journal, so that a claim keeps its volume, and its data, over restarts and whatever other
+//! volumes come. A volume whose claim is gone stays taken, whatever its reclaim policy is, until its own manifest is
+//! gone: no other claim gets the data of the one before, and the node deletes none. A claim that comes back under its
+//! name has its volume again.
+
+use crate::{
+    DesiredPod, Error,
+    manifest::{StorageKey, StorageManifest},
+};
+use berth_core::{
+    ids::{Namespace, PodUid},
+    model::{
+        ClaimRef, CsiDriver, NodeInfo, ObjectKind, Objects, PersistentVolume, PersistentVolumeClaim,
+        StorageClass, StorageObject, VolumeSource,
+    },
+    refs::ephemeral_claim,
+    volume::bind::{Bindings, ClaimName, bind},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Version of the journal. A journal of another version is set aside.
+const VERSION: u32 = 1;
+
+type Manifests = Arc<BTreeMap<StorageKey, Arc<StorageManifest>>>;
+type Pods = Arc<BTreeMap<PodUid, Arc<DesiredPod>>>;
+
+/// All bindings, as they are on disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct BindingJournal {
+    version: u32,
+    /// Volumes by namespace and name of their claims.
+    bindings: BTreeMap<Namespace, BTreeMap<String, String>>,
+}
+
+/// Binder of claims, with the journal of its bindings.
+#[derive(Debug)]
+pub(crate) struct VolumeBinder {
+    node: NodeInfo,
+    path: PathBuf,
+    bindings: Bindings,
+    /// The bindings changed since they were written.
+    unsaved: bool,
+    /// What the last objects were made from.
+    seen: Option<(Arc<Objects>, Manifests, Pods)>,
+    filled: Arc<Objects>,
+}
+
+impl VolumeBinder {
+    /// Reads the journal. A torn one is set aside: the claims are then bound anew.
+    pub(crate) fn open(node: NodeInfo, folder: &Path) -> VolumeBinder {
+        let path = folder.join("volume-bindings.json");
+        let journal = match std::fs::read(&path) {
+            Err(_absent) => BindingJournal::default(),
+            Ok(bytes) => match serde_json::from_slice::<BindingJournal>(&bytes) {
+                Ok(journal) if journal.version == VERSION => journal,
+                _ => {
+                    crate::state_file::set_aside(&path);
+                    BindingJournal::default()
+                }
+            },
+        };
+        let of = |(namespace, claims): (Namespace, BTreeMap<String, String>)| {
+            claims.into_iter().map(move |(claim, volume)| ((namespace.clone(), claim), volume))
+        };
+        let bindings = journal.bindings.into_iter().flat_map(of).collect();
+        VolumeBinder { node, path, bindings, unsaved: false, seen: None, filled: Arc::default() }
+    }
+
+    /// The objects with the claims, and the volumes that are bound to them.
+    pub(crate) fn fill(
+        &mut self,
+        objects: &Arc<Objects>,
+        manifests: &Manifests,
+        pods: &Pods,
+    ) -> Arc<Objects> {
+        if manifests.is_empty() && self.bindings.is_empty() {
+            return Arc::clone(objects);
+        }
+        let same = self.seen.as_ref().is_some_and(|(o, m, p)| {
+            Arc::ptr_eq(o, objects) && Arc::ptr_eq(m, manifests) && Arc::ptr_eq(p, pods)
+        });
+        if same {
+            return Arc::clone(&self.filled);
+        }
+        self.seen = Some((Arc::clone(objects), Arc::clone(manifests), Arc::clone(pods)));
+        let sorted = Sorted::of(manifests);
+        self.bind(&sorted, pods, objects.is_listed());
+        let mut filled = Objects::clone(objects);
+        for claim in &sorted.claims {
+            let bound = self.bindings.get(&(claim.namespace.clone(), claim.name.clone()));
+            let volume = bound.and_then(|name| sorted.volumes.iter().find(|v| v.name == *name));
+            put(&mut filled, claim, bound, volume);
+        }
+        if !sorted.drivers.is_empty() {
+            filled.set_csi_drivers(Arc::new(sorted.drivers));
+        }
+        // Most changes are of pods that have no claim.
+        if *self.filled != filled {
+            self.filled = Arc::new(filled);
+        }
+        Arc::clone(&self.filled)
+    }
+
+    fn bind(&mut self, sorted: &Sorted, pods: &Pods, listed: bool) {
+        let used = used(pods);
+        let waits = |claim: &&Arc<PersistentVolumeClaim>| {
+            let class = claim.class.as_deref().unwrap_or_default();
+            sorted.classes.iter().any(|c| c.name == class && c.waits_for_pod)
+        };
+        let name = |claim: &PersistentVolumeClaim| (claim.namespace.clone(), claim.name.clone());
+        let pending: BTreeSet<ClaimName> =
+            sorted.claims.iter().filter(waits).map(|c| name(c)).filter(|name| !used.contains(name)).collect();
+        let mut now = bind(&sorted.claims, &sorted.volumes, &self.node, &self.bindings, &pending);
+        for (claim, volume) in &self.bindings {
+            let gone = listed
+                && !sorted.claims.iter().any(|c| name(c) == *claim)
+                && !sorted.volumes.iter().any(|v| v.name == *volume);
+            if !gone {
+                now.insert(claim.clone(), volume.clone());
+            }
+        }
+        for (claim, volume) in &now {
+            if self.bindings.get(claim) != Some(volume) {
+                tracing::info!(claim = format!("{}/{}", claim.0, claim.1), volume, "claim bound");
+            }
+        }
+        self.unsaved |= now != self.bindings;
+        self.bindings = now;
+    }
+
+    /// Writes the journal, if it has changed.
+    pub(crate) fn save(&mut self) -> Result<(), Error> {
+        if !self.unsaved {
+            return Ok(());
+        }
+        let mut journal = BindingJournal { version: VERSION, bindings: BTreeMap::new() };
+        for ((namespace, claim), volume) in &self.bindings {
+            journal.bindings.entry(namespace.clone()).or_default().insert(claim.clone(), volume.clone());
+        }
+        let fail = |source| Error::State { path: self.path.clone(), source };
+        let bytes = serde_json::to_vec_pretty(&journal).map_err(|e| fail(e.into()))?;
+        crate::state_file::replace(&self.path, &bytes).map_err(fail)?;
+        self.unsaved = false;
+        Ok(())
+    }
+}
+
+/// Puts a claim as an API server would show it, and its volume.
+fn put(
+    objects: &mut Objects,
+    claim: &Arc<PersistentVolumeClaim>,
+    bound: Option<&String>,
+    volume: Option<&Arc<PersistentVolume>>,
+) {
+    let key = |kind, name: &str| (kind, claim.namespace.clone(), name.to_owned());
+    let shown = PersistentVolumeClaim {
+        bound: bound.is_some(),
+        volume: bound.or(claim.volume.as_ref()).cloned(),
+        capacity: volume.and_then(|volume| volume.capacity.clone()),
+        ..PersistentVolumeClaim::clone(claim)
+    };
+    let shown = StorageObject::Claim(Arc::new(shown));
+    objects.put_storage(key(ObjectKind::PersistentVolumeClaim, &claim.name), shown);
+    if let Some(volume) = volume {
+        let of = ClaimRef {
+            namespace: claim.namespace.to_string(),
+            name: claim.name.clone(),
+            uid: claim.uid.clone(),
+        };
+        let volume = PersistentVolume { claim: Some(of), ..PersistentVolume::clone(volume) };
+        let name = key(ObjectKind::PersistentVolume, &volume.name);
+        objects.put_storage(name, StorageObject::Volume(Arc::new(volume)));
+    }
+}
+
+/// The claims that pods use.
+fn used(pods: &Pods) -> BTreeSet<ClaimName> {
+    let of_pod = |pod: &Arc<DesiredPod>| {
+        let pod = Arc::clone(&pod.pod);
+        let claims: Vec<ClaimName> = pod
+            .mounted_volumes()
+            .filter_map(|volume| match &volume.source {
+                VolumeSource::PersistentVolumeClaim { claim, .. } => Some(claim.clone()),
+                VolumeSource::Ephemeral => Some(ephemeral_claim(&pod, &volume.name)),
+                _ => None,
+            })
+            .map(|claim| (pod.key.namespace.clone(), claim))
+            .collect();
+        claims
+    };
+    pods.values().flat_map(of_pod).collect()
+}
+
+/// The objects by their kinds.
+#[derive(Debug, Default)]
+struct Sorted {
+    claims: Vec<Arc<PersistentVolumeClaim>>,
+    volumes: Vec<Arc<PersistentVolume>>,
+    classes: Vec<Arc<StorageClass>>,
+    drivers: BTreeMap<String, Arc<CsiDriver>>,
+}
+
+impl Sorted {
+    /// A claim that names no class has the default one, as the API server's admission gives it.
+    fn of(manifests: &Manifests) -> Sorted {
+        let mut sorted = Sorted::default();
+        for manifest in manifests.values() {
+            match &**manifest {
+                StorageManifest::Claim(claim) => sorted.claims.push(Arc::clone(claim)),
+                StorageManifest::Volume(volume) => sorted.volumes.push(Arc::clone(volume)),
+                StorageManifest::Class(class) => sorted.classes.push(Arc::clone(class)),
+                StorageManifest::Driver(driver) => {
+                    sorted.drivers.insert(driver.name.clone(), Arc::clone(driver));
+                }
+            }
+        }
+        if let Some(default) = sorted.classes.iter().find(|class| class.is_default) {
+            for claim in sorted.claims.iter_mut().filter(|claim| claim.class.is_none()) {
+                Arc::make_mut(claim).class = Some(default.name.clone());
+            }
+        }
+        sorted
+    }
+}
+
+#[cfg(test)]
+mod tests;

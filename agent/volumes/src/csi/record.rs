@@ -1,0 +1,141 @@
+//! `vol_data.json`: what has to be known to undo a call. The fields are the kubelet's (`pkg/volume/csi/csi_plugin.go`).
+
+use super::paths::{DEVICE_RECORDS, devices_dir, volumes_dir};
+use crate::layout::NODE_DIR;
+use berth_core::model::VolumeMode;
+use berth_sys::fs::{read_limited, remove_if_there, write_atomic};
+use serde::{Deserialize, Serialize};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// The longest record that is read.
+const MAX: usize = 64 << 10;
+
+/// A record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Record {
+    /// The driver's name.
+    pub(super) driver_name: String,
+    /// The volume's id.
+    pub(super) volume_handle: String,
+    /// The persistent volume's name, or that of the pod's volume.
+    #[serde(default, rename = "specVolID", skip_serializing_if = "String::is_empty")]
+    pub(super) spec_vol_id: String,
+    /// The node's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) node_name: String,
+    /// The VolumeAttachment's name.
+    #[serde(default, rename = "attachmentID", skip_serializing_if = "String::is_empty")]
+    pub(super) attachment_id: String,
+    /// `Persistent` or `Ephemeral`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) volume_lifecycle_mode: String,
+}
+
+/// A volume that a pod may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PodVolume {
+    pub(super) record: Record,
+    pub(super) mode: VolumeMode,
+    /// The name of its directory.
+    pub(super) name: String,
+}
+
+impl Record {
+    /// Writes the record and its directory.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        if let Some(dir) = path.parent() {
+            crate::os::make_dirs(dir, NODE_DIR)?;
+        }
+        let text = serde_json::to_vec(self).map_err(io::Error::other)?;
+        crate::os::sys(write_atomic(path, &text, 0o600))
+    }
+
+    /// The record at that path; `None` if there is none. A record that cannot be read is an error: what it was about
+    /// must not count as undone.
+    pub(super) fn read(path: &Path) -> io::Result<Option<Record>> {
+        match std::fs::symlink_metadata(path) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+            Ok(_) => {}
+        }
+        let text = crate::os::sys(read_limited(path, MAX))?;
+        serde_json::from_slice(&text).map(Some).map_err(io::Error::other)
+    }
+}
+
+/// Removes a record.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    remove_if_there(path)
+}
+
+/// The volumes of CSI drivers that a pod may have.
+pub(super) fn of_pod(pod_dir: &Path) -> io::Result<Vec<PodVolume>> {
+    let mut all = Vec::new();
+    for name in names(&volumes_dir(pod_dir))? {
+        if let Some(record) = Record::read(&volumes_dir(pod_dir).join(&name).join("vol_data.json"))? {
+            all.push(PodVolume { record, mode: VolumeMode::Filesystem, name });
+        }
+    }
+    let devices = pod_dir.join("volumeDevices").join(DEVICE_RECORDS);
+    for name in names(&devices)? {
+        if let Some(record) = Record::read(&devices.join(&name))? {
+            all.push(PodVolume { record, mode: VolumeMode::Block, name });
+        }
+    }
+    // Devices of a kubelet have no record of each pod.
+    for name in names(&devices_dir(pod_dir))? {
+        if !all.iter().any(|v| v.mode == VolumeMode::Block && v.name == name)
+            && let Some(record) = kubelets_record(pod_dir, &name)?
+        {
+            all.push(PodVolume { record, mode: VolumeMode::Block, name });
+        }
+    }
+    Ok(all)
+}
+
+/// The record that a kubelet keeps of a device for all pods.
+fn kubelets_record(pod_dir: &Path, name: &str) -> io::Result<Option<Record>> {
+    let Some(state) = pod_dir.parent().and_then(Path::parent) else { return Ok(None) };
+    let data = state.join("plugins/kubernetes.io/csi/volumeDevices").join(name).join("data/vol_data.json");
+    Record::read(&data)
+}
+
+/// The names in a directory; none in one that is missing.
+pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        other => other?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The records of staged volumes below the directory of all drivers, with their paths.
+pub(super) fn staged(plugin_dir: &Path) -> io::Result<Vec<(Record, VolumeMode, String)>> {
+    let mut all = Vec::new();
+    for driver in names(plugin_dir)? {
+        let dir: PathBuf = plugin_dir.join(&driver);
+        let devices = driver == "volumeDevices";
+        for name in names(&dir)? {
+            let below = if devices { "data/vol_data.json" } else { "vol_data.json" };
+            if devices && matches!(name.as_str(), "staging" | "publish") {
+                continue;
+            }
+            let mode = if devices { VolumeMode::Block } else { VolumeMode::Filesystem };
+            all.extend(Record::read(&dir.join(&name).join(below))?.map(|record| (record, mode, name)));
+        }
+    }
+    Ok(all)
+}

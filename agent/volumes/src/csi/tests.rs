@@ -1,0 +1,397 @@
+//! Volumes of a driver that answers late, twice, never, wrongly, or dies: the end state is the same.
+
+use super::*;
+use crate::testing::{Node, facts, mount, pod, volume};
+use berth_core::{model::*, refs::attachment_name};
+use berth_csi_client::{
+    Call, Code, Deadlines,
+    testing::{Answer, Entry, Fault, Options, Outcome, TestDriver},
+};
+use std::{collections::BTreeMap, path::Path, time::Duration};
+use tokio::runtime::Runtime;
+
+struct World {
+    node: Node,
+    driver: TestDriver,
+    objects: Objects,
+    _runtime: Runtime,
+    // Dropped last: the driver's directory.
+    _dir: tempfile::TempDir,
+}
+
+fn csi(name: &str) -> PersistentVolume {
+    PersistentVolume {
+        name: name.into(),
+        uid: name.into(),
+        labels: BTreeMap::new(),
+        source: PersistentVolumeSource::Csi(CsiVolume {
+            driver: "test.csi.example".into(),
+            handle: format!("handle-of-{name}"),
+            fs_type: Some("ext4".into()),
+            read_only: false,
+            attributes: BTreeMap::from([("attribute".into(), "value".into())]),
+            stage_secret: Some(SecretRef { namespace: "vault".parse().unwrap(), name: "stage".into() }),
+            publish_secret: None,
+            expand_secret: None,
+        }),
+        capacity: None,
+        access_modes: vec![AccessMode::ReadWriteOnce],
+        mode: VolumeMode::Filesystem,
+        class: String::new(),
+        reclaim: ReclaimPolicy::Retain,
+        mount_options: vec!["noatime".into()],
+        node_affinity: None,
+        claim: Some(ClaimRef { namespace: "default".into(), name: name.into(), uid: name.into() }),
+        gid: None,
+    }
+}
+
+impl World {
+    fn new(options: Options) -> World {
+        let dir = tempfile::Builder::new().prefix("berth-csi-").tempdir().unwrap();
+        let driver = TestDriver::start(dir.path(), Options { mounts: true, ..options.clone() }).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let mut node = Node::new();
+        let short = Deadlines {
+            volume: Duration::from_millis(300),
+            info: Duration::from_millis(300),
+            stats: Duration::from_millis(300),
+        };
+        let client = driver.client().unwrap().with_deadlines(short);
+        let find: FindDriver = Box::new(move |name: &DriverName| {
+            (name == client.name()).then(|| (client.clone(), options.capabilities))
+        });
+        node.volumes = node.volumes.clone().with_drivers(CsiDrivers::new(find, runtime.handle().clone()));
+        let secret = KeyedData {
+            namespace: "vault".parse().unwrap(),
+            ..crate::testing::keyed("stage", &[("password", b"hidden")])
+        };
+        let mut objects = Objects::listed();
+        objects.put_secret(secret);
+        World { node, driver, objects, _runtime: runtime, _dir: dir }
+    }
+
+    fn put(&mut self, volume: PersistentVolume) {
+        let namespace: berth_core::ids::Namespace = "default".parse().unwrap();
+        let claim = PersistentVolumeClaim {
+            namespace: namespace.clone(),
+            name: volume.name.clone(),
+            uid: volume.name.clone(),
+            controller: None,
+            deleting: false,
+            access_modes: volume.access_modes.clone(),
+            mode: volume.mode,
+            class: None,
+            request: None,
+            selector: Vec::new(),
+            volume: Some(volume.name.clone()),
+            bound: true,
+            capacity: None,
+        };
+        let key = |kind| (kind, namespace.clone(), volume.name.clone());
+        let claim = StorageObject::Claim(Arc::new(claim));
+        self.objects.put_storage(key(ObjectKind::PersistentVolumeClaim), claim);
+        let object = StorageObject::Volume(Arc::new(volume.clone()));
+        self.objects.put_storage(key(ObjectKind::PersistentVolume), object);
+    }
+
+    fn object(&mut self, driver: CsiDriver) {
+        self.objects.set_csi_drivers(Arc::new(BTreeMap::from([(driver.name.clone(), Arc::new(driver))])));
+    }
+
+    fn mount(&self, pod: &Pod) -> Result<(), Error> {
+        self.node.volumes.mount(pod, &facts(), &self.objects)
+    }
+
+    /// Tries until it succeeds, as the pod's worker does.
+    fn until<T>(&self, what: &str, mut step: impl FnMut() -> Result<T, Error>) -> T {
+        let mut last = String::new();
+        for _ in 0..8 {
+            match step() {
+                Ok(done) => return done,
+                Err(e) => last = e.message(),
+            }
+        }
+        panic!("cannot {what}: {last}");
+    }
+
+    fn calls(&self) -> Vec<(Call, Outcome)> {
+        let about = |entry: &Entry| !entry.volume.is_empty();
+        self.driver.journal().iter().filter(|e| about(e)).map(|e| (e.call, e.outcome)).collect()
+    }
+
+    /// Nothing of a volume is left on the node or with the driver.
+    fn assert_free(&self) {
+        assert!(self.driver.staged().is_empty() && self.driver.published().is_empty(), "{:?}", self.calls());
+        let left = |dir: &Path| -> Vec<String> {
+            let names = record::names(dir).unwrap();
+            names
+                .into_iter()
+                .filter(|n| !matches!(n.as_str(), "volumeDevices" | "test.csi.example"))
+                .collect()
+        };
+        let plugin_dir = paths::plugin_dir(&self.node.roots);
+        for dir in [
+            plugin_dir.clone(),
+            plugin_dir.join("test.csi.example"),
+            self.node.roots.runtime_state.join("volumes"),
+        ] {
+            assert!(left(&dir).is_empty(), "{}: {:?}", dir.display(), left(&dir));
+        }
+        assert!(self.node.volumes.pods_on_disk().unwrap().is_empty());
+        assert!(self.node.volumes.volumes_in_use().unwrap().is_empty());
+    }
+}
+
+fn source_of(volume: &PersistentVolume) -> &CsiVolume {
+    let PersistentVolumeSource::Csi(source) = &volume.source else { panic!() };
+    source
+}
+
+/// A pod that mounts claims of these names.
+fn claiming(uid: &str, claims: &[&str]) -> Pod {
+    let mut p = pod(uid);
+    p.uid = uid.parse().unwrap();
+    for claim in claims {
+        let source = VolumeSource::PersistentVolumeClaim { claim: (*claim).into(), read_only: false };
+        p.volumes.push(volume(claim, source));
+        p.containers[0].mounts.push(mount(claim, &format!("/{claim}")));
+    }
+    p
+}
+
+fn source(world: &World, pod: &Pod) -> std::path::PathBuf {
+    let known = (&world.objects, &*facts().node);
+    world.node.volumes.container_mounts(pod, &pod.containers[0], known, &[]).unwrap()[0].source.clone()
+}
+
+#[test]
+fn a_volume_is_staged_once_for_all_pods_and_is_free_after_the_last() {
+    let mut world = World::new(Options::default());
+    world.put(csi("pv.with-dot"));
+    let (mut a, mut b) = (claiming("a", &[]), claiming("b", &[]));
+    for p in [&mut a, &mut b] {
+        let claim = VolumeSource::PersistentVolumeClaim { claim: "pv.with-dot".into(), read_only: false };
+        p.volumes.push(volume("data", claim));
+        p.containers[0].mounts.push(mount("data", "/data"));
+    }
+    world.mount(&a).unwrap();
+    world.mount(&a).unwrap();
+    std::fs::write(source(&world, &a).join("file"), "precious").unwrap();
+    world.mount(&b).unwrap();
+    assert_eq!(std::fs::read_to_string(source(&world, &b).join("file")).unwrap(), "precious");
+    let in_use = world.node.volumes.volumes_in_use().unwrap();
+    assert_eq!(
+        in_use.into_iter().collect::<Vec<_>>(),
+        ["kubernetes.io/csi/test.csi.example^handle-of-pv.with-dot"]
+    );
+    world.node.volumes.unmount(&a.uid).unwrap();
+    assert_eq!(world.driver.staged().len(), 1, "the other pod still has it");
+    world.node.volumes.unmount(&b.uid).unwrap();
+    world.node.volumes.unmount(&b.uid).unwrap();
+    use Call::{NodePublishVolume, NodeStageVolume, NodeUnpublishVolume, NodeUnstageVolume};
+    let calls = [
+        NodeStageVolume,
+        NodePublishVolume,
+        NodePublishVolume,
+        NodeUnpublishVolume,
+        NodeUnpublishVolume,
+        NodeUnstageVolume,
+    ];
+    assert_eq!(world.calls(), calls.map(|call| (call, Outcome::Done)));
+    world.assert_free();
+    let data = world.driver.data("handle-of-pv.with-dot").join("file");
+    assert_eq!(std::fs::read_to_string(data).unwrap(), "precious");
+    let staged = &world.driver.journal()[0];
+    assert!(staged.path.ends_with(format!(
+        "plugins/kubernetes.io/csi/test.csi.example/{}/globalmount",
+        paths::hex(&["handle-of-pv.with-dot"])
+    )));
+    assert_eq!(
+        (staged.request.secrets["password"].as_str(), staged.request.volume_context["attribute"].as_str()),
+        ("hidden", "value")
+    );
+    assert_eq!(
+        (staged.request.fs_type.as_str(), staged.request.mount_flags.as_slice()),
+        ("ext4", &["noatime".to_owned()][..])
+    );
+}
+
+#[test]
+fn every_fault_of_every_call_leads_to_the_same_end() {
+    let answers = || {
+        [
+            Answer::Late(Duration::from_millis(600)),
+            Answer::Twice,
+            Answer::Never,
+            Answer::Code(Code::Internal),
+            Answer::Code(Code::Unavailable),
+            Answer::Garbage,
+            Answer::Dies,
+        ]
+    };
+    for call in
+        [Call::NodeStageVolume, Call::NodePublishVolume, Call::NodeUnpublishVolume, Call::NodeUnstageVolume]
+    {
+        for effect in [true, false] {
+            for answer in answers() {
+                let what = format!("{call:?} {effect} {answer:?}");
+                let mut world = World::new(Options::default());
+                world.put(csi("v"));
+                let p = claiming("a", &["v"]);
+                let lies = matches!(answer, Answer::Code(Code::Internal)) && effect;
+                let dies = matches!(answer, Answer::Dies);
+                world.driver.fault(call, Fault { effect, answer });
+                let restart = |world: &mut World| {
+                    if dies {
+                        world.driver.restart().unwrap();
+                    }
+                };
+                if world.mount(&p).is_err() {
+                    restart(&mut world);
+                    world.until(&what, || world.mount(&p));
+                }
+                std::fs::write(source(&world, &p).join("file"), "precious").unwrap();
+                if world.node.volumes.unmount(&p.uid).is_err() {
+                    restart(&mut world);
+                    world.until(&what, || world.node.volumes.unmount(&p.uid));
+                }
+                restart(&mut world);
+                world.node.volumes.unstage_unused();
+                world.assert_free();
+                let done =
+                    |wanted: Call| world.calls().iter().filter(|c| **c == (wanted, Outcome::Done)).count();
+                // A driver that says that nothing was done is believed.
+                assert!(lies || done(Call::NodeStageVolume) == 1, "{what}: {:?}", world.calls());
+                assert!(
+                    !world.calls().iter().any(|c| c.1 == Outcome::Refused),
+                    "{what}: {:?}",
+                    world.calls()
+                );
+                assert_eq!(
+                    std::fs::read_to_string(world.driver.data("handle-of-v").join("file")).unwrap(),
+                    "precious",
+                    "{what}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_goes_while_a_publish_is_uncertain_has_it_undone() {
+    let mut world = World::new(Options::default());
+    world.put(csi("v"));
+    let p = claiming("a", &["v"]);
+    world.driver.fault(Call::NodePublishVolume, Fault::after(Answer::Never));
+    let error = world.mount(&p).unwrap_err();
+    let message = error.event().message;
+    assert!(message.starts_with("MountVolume.SetUp failed for volume \"v\" : cannot publish volume handle-of-v by driver test.csi.example: no answer"), "{message}");
+    assert_eq!(world.driver.published().len(), 1, "it was done all the same");
+    // The agent was restarted: nothing is known but what is on disk.
+    world.node.volumes.unmount(&p.uid).unwrap();
+    world.assert_free();
+}
+
+#[test]
+fn a_boot_mounts_again_and_a_takeover_does_not() {
+    let mut world = World::new(Options::default());
+    world.put(csi("v"));
+    let p = claiming("a", &["v"]);
+    world.mount(&p).unwrap();
+    let marks = world.node.roots.runtime_state.join("volumes");
+    // A kubelet leaves no marks: its mount points say that the volume is mounted.
+    std::fs::remove_dir_all(&marks).unwrap();
+    world.mount(&p).unwrap();
+    assert_eq!(world.calls().len(), 2, "{:?}", world.calls());
+    // A boot loses marks and mounts.
+    for mount in world.node.mounts().iter().rev() {
+        berth_sys::mount::unmount(mount).unwrap();
+    }
+    std::fs::remove_dir_all(&marks).ok();
+    world.mount(&p).unwrap();
+    let again = [Call::NodeStageVolume, Call::NodePublishVolume].map(|call| (call, Outcome::Repeated));
+    assert_eq!(world.calls()[2..], again);
+}
+
+#[test]
+fn a_missing_driver_is_named_and_holds_up_its_own_volumes_alone() {
+    let mut world = World::new(Options::default());
+    let mut other = csi("v");
+    let PersistentVolumeSource::Csi(source) = &mut other.source else { panic!() };
+    source.driver = "missing.example".into();
+    world.put(other);
+    let e = world.mount(&claiming("a", &["v"])).unwrap_err();
+    assert_eq!(
+        e.event().message,
+        "MountVolume.MountDevice failed for volume \"v\" : kubernetes.io/csi: attacher.MountDevice failed: driver name missing.example not found in the list of registered CSI drivers"
+    );
+    world.node.volumes.unmount(&"a".parse().unwrap()).unwrap();
+    world.assert_free();
+}
+
+#[test]
+fn a_pods_own_volume_is_published_without_a_stage_and_with_the_pod() {
+    let mut world = World::new(Options::default());
+    world.object(CsiDriver {
+        ephemeral: true,
+        pod_info_on_mount: true,
+        ..CsiDriver::new("test.csi.example")
+    });
+    let mut p = claiming("a", &[]);
+    let csi = CsiEphemeral {
+        driver: "test.csi.example".into(),
+        fs_type: None,
+        read_only: true,
+        attributes: BTreeMap::new(),
+        publish_secret: None,
+    };
+    p.volumes.push(volume("own", VolumeSource::Csi(csi)));
+    p.containers[0].mounts.push(mount("own", "/own"));
+    world.mount(&p).unwrap();
+    let published = world.driver.journal().pop().unwrap();
+    let attribute =
+        |key: &str| published.request.volume_context[&format!("csi.storage.k8s.io/{key}")].clone();
+    assert_eq!(
+        (attribute("pod.name"), attribute("ephemeral"), published.request.readonly),
+        ("a".into(), "true".into(), true)
+    );
+    assert!(published.volume.starts_with("csi-"));
+    world.node.volumes.unmount(&p.uid).unwrap();
+    assert_eq!(world.calls().len(), 2);
+    world.assert_free();
+    world.object(CsiDriver::new("test.csi.example"));
+    let e = world.mount(&p).unwrap_err().event().message;
+    assert!(e.ends_with("volume mode \"Ephemeral\" not supported by driver test.csi.example"), "{e}");
+}
+
+#[test]
+fn a_volume_waits_for_its_attachment_and_takes_what_the_controller_said() {
+    let mut world = World::new(Options::default());
+    world.objects = Objects::default();
+    world.object(CsiDriver::new("test.csi.example"));
+    let mut unlocked = csi("v");
+    let PersistentVolumeSource::Csi(source) = &mut unlocked.source else { panic!() };
+    source.stage_secret = None;
+    world.put(unlocked);
+    let p = claiming("a", &["v"]);
+    let name = attachment_name(source_of(&csi("v")), &p.node);
+    let key: ObjectName = (ObjectKind::VolumeAttachment, "default".parse().unwrap(), name.clone());
+    world.objects.put_absent(key.0, key.1.clone(), key.2.clone());
+    let e = world.mount(&p).unwrap_err().event().message;
+    assert!(e.starts_with("Unable to attach or mount volumes: unmounted volumes=[v], unattached volumes=[v], failed to process volumes=[]: "), "{e}");
+    assert_eq!(world.objects.unknown_of(&p).len(), 1, "the pod waits without a word");
+    let attachment = VolumeAttachment {
+        name,
+        deleting: false,
+        attached: true,
+        metadata: BTreeMap::from([("device".into(), "/dev/x".into())]),
+        error: None,
+    };
+    world.objects.put_storage(key, StorageObject::Attachment(Arc::new(attachment)));
+    world.mount(&p).unwrap();
+    assert_eq!(world.driver.journal()[0].request.publish_context["device"], "/dev/x");
+    world.node.volumes.unmount(&p.uid).unwrap();
+    world.assert_free();
+}

@@ -1,0 +1,168 @@
+//! Unpublishing and unstaging a volume. All that is needed is on disk, so that nothing but the pod's UID is asked for.
+
+use super::{CallableDriver, CsiPaths, marks::Mark, mount::csi_error, paths::plugin_dir, record};
+use crate::{
+    Error, Volumes,
+    error::{UNPUBLISH, UNSTAGE},
+    os,
+};
+use berth_core::{
+    ids::PodUid,
+    volume::steps::{Progress, StepResult, VolumeStep, VolumeWanted, next_step},
+};
+use berth_csi_client::{Unpublish, Unstage, VolumeId};
+use record::{PodVolume, Record};
+use std::{collections::BTreeSet, io};
+
+impl Volumes {
+    /// Unpublishes all volumes of CSI drivers of a pod, and unstages those that no other pod has. All are tried; the
+    /// error is the first one's. A volume that cannot be unstaged is tried again by [`Volumes::unstage_unused`].
+    pub(crate) fn unmount_csi(&self, pod: &PodUid) -> Result<(), Error> {
+        let dir = self.pod_dir(pod);
+        let volumes = record::of_pod(&dir).map_err(Error::io("read the records of volumes in", dir))?;
+        let mut failed = None;
+        for volume in volumes {
+            if let Err(e) = self.unmount_one(pod, &volume) {
+                failed.get_or_insert(e.in_persistent(Some(&volume.name)));
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn unmount_one(&self, pod: &PodUid, volume: &PodVolume) -> Result<(), Error> {
+        let Record { driver_name, volume_handle, .. } = &volume.record;
+        let paths = CsiPaths::new(&self.roots, driver_name, volume_handle, volume.mode, &volume.name);
+        let driver = self.csi.driver(driver_name, UNPUBLISH)?;
+        let _turn = self
+            .csi
+            .lock(&paths.key)
+            .ok_or_else(|| Error::Busy { driver: driver_name.clone(), handle: volume_handle.clone() })?;
+        let failed = |e| Error::io("unpublish", self.pod_dir(pod))(e);
+        let mut state = self.csi_state(&paths, pod).map_err(failed)?;
+        let others = self.users(&volume.record, Some(pod)).map_err(failed)?;
+        state.published.extend(others.iter().map(|other| (other.clone(), Progress::Done)));
+        let wanted = VolumeWanted { pods: others, stages: driver.capabilities.stage_unstage };
+        while let Some(step) = next_step(&wanted, &state) {
+            let before = state.clone();
+            match &step {
+                VolumeStep::Unpublish(_) => self.unpublish(&driver, &paths, pod, &volume.record)?,
+                VolumeStep::Unstage => {
+                    if let Err(error) = self.unstage(&driver, &paths, &volume.record) {
+                        tracing::warn!(volume = %volume.name, error = error.message(), "volume stays staged: tried again later");
+                        break;
+                    }
+                }
+                // The others' parts are theirs.
+                VolumeStep::Stage | VolumeStep::Publish(_) => break,
+            }
+            state.finish(&before, &step, StepResult::Done);
+        }
+        Ok(())
+    }
+
+    fn unpublish(
+        &self,
+        driver: &CallableDriver,
+        paths: &CsiPaths,
+        pod: &PodUid,
+        record: &Record,
+    ) -> Result<(), Error> {
+        let pod_dir = self.pod_dir(pod);
+        let target = paths.target(&pod_dir, pod);
+        let failed = |e| Error::io("unpublish", &target)(e);
+        paths.set_mark(Mark::Published(pod), Progress::Uncertain).map_err(failed)?;
+        let call = Unpublish { volume: id(record)?, target_path: target.clone() };
+        driver.call(driver.driver.unpublish(&call)).map_err(|e| csi_error(UNPUBLISH, &e))?;
+        // A driver that leaves its mount would have its data removed with the pod's directory.
+        if os::sys(berth_sys::mount::is_mount_point(&target)).map_err(failed)? {
+            os::sys(berth_sys::mount::unmount(&target)).map_err(failed)?;
+        }
+        self.forget_publishing(paths, pod).map_err(failed)
+    }
+
+    fn unstage(&self, driver: &CallableDriver, paths: &CsiPaths, record: &Record) -> Result<(), Error> {
+        let failed = |e| Error::io("unstage", &paths.staging)(e);
+        paths.set_mark(Mark::Staged, Progress::Uncertain).map_err(failed)?;
+        let call = Unstage { volume: id(record)?, staging_target_path: paths.staging.clone() };
+        driver.call(driver.driver.unstage(&call)).map_err(|e| csi_error(UNSTAGE, &e))?;
+        if os::sys(berth_sys::mount::is_mount_point(&paths.staging)).map_err(failed)? {
+            os::sys(berth_sys::mount::unmount(&paths.staging)).map_err(failed)?;
+        }
+        self.forget_staging(paths).map_err(failed)
+    }
+
+    /// The pods that may have the volume, but for that one.
+    fn users(&self, of: &Record, but: Option<&PodUid>) -> io::Result<BTreeSet<PodUid>> {
+        let mut users = BTreeSet::new();
+        for name in record::names(&self.pods_dir())? {
+            let Ok(uid) = PodUid::new(name) else { continue };
+            if but == Some(&uid) {
+                continue;
+            }
+            let same = |volume: &PodVolume| {
+                volume.record.driver_name == of.driver_name && volume.record.volume_handle == of.volume_handle
+            };
+            if record::of_pod(&self.pod_dir(&uid))?.iter().any(same) {
+                users.insert(uid);
+            }
+        }
+        Ok(users)
+    }
+
+    /// Unstages the volumes that no pod has: those whose unstaging failed after their last pod, or whose pod's directory
+    /// was lost. Failures are logged, and tried again at the next call.
+    pub fn unstage_unused(&self) {
+        let staged = match record::staged(&plugin_dir(&self.roots)) {
+            Ok(staged) => staged,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the records of staged volumes");
+                return;
+            }
+        };
+        for (record, mode, name) in staged {
+            let paths = CsiPaths::new(&self.roots, &record.driver_name, &record.volume_handle, mode, &name);
+            // Who works on the volume has a pod for it.
+            let Some(_turn) = self.csi.try_lock(&paths.key) else { continue };
+            if !self.users(&record, None).is_ok_and(|users| users.is_empty()) {
+                continue;
+            }
+            let unstaged = self
+                .csi
+                .driver(&record.driver_name, UNSTAGE)
+                .and_then(|driver| self.unstage(&driver, &paths, &record));
+            match unstaged {
+                Ok(()) => tracing::info!(
+                    volume = record.volume_handle,
+                    driver = record.driver_name,
+                    "unused volume unstaged"
+                ),
+                Err(error) => tracing::debug!(error = error.message(), "cannot unstage an unused volume"),
+            }
+        }
+    }
+
+    /// The persistent volumes of CSI drivers that are or may be in use on the node, as
+    /// `kubernetes.io/csi/<driver>^<id>`: what `status.volumesInUse` of the Node names.
+    ///
+    /// # Errors
+    ///
+    /// A record cannot be read: the volume of an unreadable record must not count as free.
+    pub fn volumes_in_use(&self) -> io::Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        let unique = |r: &Record| format!("kubernetes.io/csi/{}^{}", r.driver_name, r.volume_handle);
+        for (record, ..) in record::staged(&plugin_dir(&self.roots))? {
+            all.insert(unique(&record));
+        }
+        for name in record::names(&self.pods_dir())? {
+            let Ok(uid) = PodUid::new(name) else { continue };
+            let volumes = record::of_pod(&self.pod_dir(&uid))?;
+            let persistent = volumes.iter().filter(|v| v.record.volume_lifecycle_mode != "Ephemeral");
+            all.extend(persistent.map(|v| unique(&v.record)));
+        }
+        Ok(all)
+    }
+}
+
+fn id(record: &Record) -> Result<VolumeId, Error> {
+    VolumeId::new(&record.volume_handle).map_err(|e| Error::CsiUse { reason: e.to_string() })
+}

@@ -1,0 +1,174 @@
+//! `fsGroup` of a volume whose files exist already: group and permissions of all files, by descriptors. Containers may
+//! change the volume meanwhile: no link is followed, and no mount is crossed.
+
+use crate::{Error, os};
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat},
+};
+use std::{
+    ffi::{CStr, CString},
+    io,
+    path::Path,
+};
+
+/// Permissions that the group gets on files, and those that it gets on directories beside them
+/// (`pkg/volume/volume_linux.go`).
+const FILE: u32 = 0o660;
+const DIRECTORY: u32 = 0o110 | SETGID;
+const SETGID: u32 = 0o2000;
+
+/// The deepest directory that is entered. Each level holds a descriptor.
+const DEEPEST: usize = 400;
+
+/// Gives the group all files of the volume with that root; `path` is for errors. With `on_mismatch` nothing is done
+/// where the root has the group already.
+pub(crate) fn apply(root: impl AsFd, path: &Path, gid: u32, on_mismatch: bool) -> Result<(), Error> {
+    walk(root, gid, on_mismatch).map_err(Error::io("set the fsGroup of", path))
+}
+
+fn walk(root: impl AsFd, gid: u32, on_mismatch: bool) -> io::Result<()> {
+    let found = rustix::fs::fstat(&root)?;
+    let wanted = FILE | DIRECTORY;
+    if on_mismatch && found.st_gid == gid && found.st_mode & wanted == wanted {
+        return Ok(());
+    }
+    // The descriptor may be one that only names the directory.
+    let root = os::open_dir_at(&root, c".")?;
+    // The root goes last: as long as it is not changed the walk has not ended.
+    directory(&root, found.st_dev, gid)?;
+    change(&root, &found, gid)
+}
+
+/// A directory in progress: its descriptor, its state before, and the names still to do.
+struct Level {
+    fd: OwnedFd,
+    found: Stat,
+    names: Vec<CString>,
+}
+
+/// Changes all that is below a directory, children before their parents.
+fn directory(root: &OwnedFd, device: u64, gid: u32) -> io::Result<()> {
+    let open = |fd: OwnedFd, found| io::Result::Ok(Level { names: os::entries(&fd)?, fd, found });
+    let mut levels = vec![open(root.try_clone()?, rustix::fs::fstat(root)?)?];
+    while let Some(level) = levels.last_mut() {
+        let Some(name) = level.names.pop() else {
+            let Some(done) = levels.pop() else { break };
+            // The caller changes the root.
+            if !levels.is_empty() {
+                change(&done.fd, &done.found, gid)?;
+            }
+            continue;
+        };
+        let Some((fd, found)) = entry(&level.fd, &name, device, gid)? else { continue };
+        if levels.len() >= DEEPEST {
+            return Err(io::Error::other(format!("directories are nested deeper than {DEEPEST}")));
+        }
+        levels.push(open(fd, found)?);
+    }
+    Ok(())
+}
+
+/// Changes a file. Returns a directory to enter.
+fn entry(dir: &OwnedFd, name: &CStr, device: u64, gid: u32) -> io::Result<Option<(OwnedFd, Stat)>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        // A container removed it meanwhile.
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let found = rustix::fs::fstat(&fd)?;
+    if found.st_dev != device {
+        return Ok(None);
+    }
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::Directory => Ok(Some((os::open_dir_at(&fd, c".")?, found))),
+        FileType::Symlink => own(&fd, &found, gid).map(|()| None),
+        _ => change(&fd, &found, gid).map(|()| None),
+    }
+}
+
+fn own(fd: &OwnedFd, found: &Stat, gid: u32) -> io::Result<()> {
+    if found.st_gid == gid {
+        return Ok(());
+    }
+    Ok(rustix::fs::chownat(fd, c"", None, Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?)
+}
+
+/// Changes group and permissions where they differ. A change of the group may take away a set-group-ID bit, so the
+/// permissions come second.
+fn change(fd: &OwnedFd, found: &Stat, gid: u32) -> io::Result<()> {
+    own(fd, found, gid)?;
+    let mut wanted = found.st_mode & 0o7777 | FILE;
+    if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+        wanted |= DIRECTORY;
+    }
+    if wanted == found.st_mode & 0o7777 {
+        return Ok(());
+    }
+    // A descriptor that only names a file has no fchmod(2); this path names that very file.
+    let path = format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(fd));
+    match rustix::fs::chmod(path, Mode::from_raw_mode(wanted)) {
+        // A file on a read-only part, or of a kind without permissions.
+        Err(rustix::io::Errno::NOTSUP) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
+
+    fn state(path: &Path) -> (u32, u32) {
+        let found = std::fs::symlink_metadata(path).unwrap();
+        (found.gid(), found.permissions().mode() & 0o7777)
+    }
+
+    #[test]
+    fn all_files_get_the_group_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::fs::write(root.join("a/b/file"), "x").unwrap();
+        std::fs::write(&outside, "x").unwrap();
+        for path in [root.join("a/b/file"), outside.clone()] {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        std::fs::set_permissions(&root, PermissionsExt::from_mode(0o700)).unwrap();
+        symlink(&outside, root.join("link")).unwrap();
+        symlink("/", root.join("a/slash")).unwrap();
+        let open = || os::open_dir(&root).unwrap();
+        apply(open(), &root, 4711, false).unwrap();
+        assert_eq!(state(&root), (4711, 0o2770));
+        assert_eq!(state(&root.join("a/b")).0, 4711);
+        assert_eq!(state(&root.join("a/b")).1 & 0o2770, 0o2770);
+        assert_eq!(state(&root.join("a/b/file")), (4711, 0o660));
+        assert_eq!(state(&root.join("link")).0, 4711, "the link itself");
+        assert_eq!(state(&outside), (0, 0o600), "and not its file");
+        // With OnRootMismatch the root tells that all is done.
+        std::fs::write(root.join("later"), "x").unwrap();
+        std::os::unix::fs::chown(root.join("later"), None, Some(0)).unwrap();
+        apply(open(), &root, 4711, true).unwrap();
+        assert_eq!(state(&root.join("later")).0, 0);
+        apply(open(), &root, 4712, true).unwrap();
+        assert_eq!(state(&root.join("later")).0, 4712);
+    }
+
+    #[test]
+    fn a_mount_below_is_left_alone_and_a_deep_tree_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let inner = root.join("mount");
+        std::fs::create_dir(&inner).unwrap();
+        let _guard = crate::testing::Unmounting(inner.clone());
+        berth_sys::mount::tmpfs(&inner, None, 0o700).unwrap();
+        std::fs::write(inner.join("file"), "x").unwrap();
+        apply(os::open_dir(root).unwrap(), root, 4711, false).unwrap();
+        assert_eq!((state(&inner).0, state(&inner.join("file")).0), (0, 0));
+        let deep: std::path::PathBuf = std::iter::repeat_n("d", DEEPEST + 1).collect();
+        std::fs::create_dir_all(root.join(deep)).unwrap();
+        assert!(apply(os::open_dir(root).unwrap(), root, 4712, false).is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! `local`: a directory or block device of this node as a persistent volume. The node binds it into the pod's directory
+//! and never removes what is in it.
+
+use super::{VolumePlugin, own_root};
+use crate::{Error, fs_group, inputs::VolumeInputs, layout::NODE_DIR, os};
+use berth_core::{ids::VolumeName, model::PersistentVolumeSource, volume::PersistentSource};
+use rustix::{
+    fd::OwnedFd,
+    fs::{Mode, OFlags},
+};
+use std::{
+    io,
+    os::unix::fs::FileTypeExt as _,
+    path::{Path, PathBuf},
+};
+
+/// A directory.
+pub(super) struct Local {
+    pub(super) source: PersistentSource,
+}
+
+/// A block device.
+pub(super) struct LocalDevice {
+    pub(super) source: PersistentSource,
+}
+
+fn path_of(source: &PersistentSource) -> &Path {
+    match &source.volume.source {
+        PersistentVolumeSource::Local { path, .. } => path,
+        _ => Path::new(""),
+    }
+}
+
+/// Opens the directory. The path is the administrator's, so links are followed.
+fn open(inputs: &VolumeInputs<'_>, path: &Path) -> Result<OwnedFd, Error> {
+    let refuse =
+        |reason| Error::LocalPath { volume: inputs.volume.name.clone(), path: path.to_owned(), reason };
+    let found = match std::fs::metadata(path) {
+        Ok(found) => found,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(refuse("does not exist")),
+        Err(e) => return Err(Error::io("examine", path)(e)),
+    };
+    if found.file_type().is_block_device() {
+        return Err(refuse("is a block device: mount its file system on the node, or use volumeMode Block"));
+    }
+    if !found.is_dir() {
+        return Err(refuse("is not a directory"));
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("open", path)(e.into()))
+}
+
+impl VolumePlugin for Local {
+    fn root(&self, pod_dir: &Path, _name: &VolumeName) -> PathBuf {
+        own_root(pod_dir, "kubernetes.io~local-volume", &self.source.volume.name)
+    }
+
+    fn set_up(&self, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {
+        if os::sys(berth_sys::mount::is_mount_point(root)).map_err(Error::io("examine", root))? {
+            return Ok(());
+        }
+        let dir = open(inputs, path_of(&self.source))?;
+        if !self.source.read_only
+            && let Some(gid) = inputs.pod.security.fs_group
+        {
+            let on_mismatch = inputs.pod.security.fs_group_on_root_mismatch;
+            fs_group::apply(&dir, path_of(&self.source), gid, on_mismatch)?;
+        }
+        os::make_dirs(root, NODE_DIR).map_err(Error::io("create", root))?;
+        let bind = berth_sys::mount::BindOpts { read_only: self.source.read_only, ..Default::default() };
+        os::sys(berth_sys::mount::bind_fd(&dir, root, bind)).map_err(Error::io("mount", root))
+    }
+
+    fn persistent(&self) -> Option<&str> {
+        Some(&self.source.volume.name)
+    }
+
+    fn read_only(&self) -> bool {
+        self.source.read_only
+    }
+}
+
+impl VolumePlugin for LocalDevice {
+    fn root(&self, _pod_dir: &Path, _name: &VolumeName) -> PathBuf {
+        path_of(&self.source).to_owned()
+    }
+
+    fn set_up(&self, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {
+        let refuse =
+            |reason| Error::LocalPath { volume: inputs.volume.name.clone(), path: root.to_owned(), reason };
+        match std::fs::metadata(root) {
+            Ok(found) if found.file_type().is_block_device() => Ok(()),
+            Ok(_) => Err(refuse("is no block device")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(refuse("does not exist")),
+            Err(e) => Err(Error::io("examine", root)(e)),
+        }
+    }
+
+    fn device(&self, _pod_dir: &Path) -> Result<Option<PathBuf>, Error> {
+        Ok(Some(path_of(&self.source).to_owned()))
+    }
+
+    fn persistent(&self) -> Option<&str> {
+        Some(&self.source.volume.name)
+    }
+
+    fn read_only(&self) -> bool {
+        self.source.read_only
+    }
+}
