@@ -29,6 +29,7 @@ use bytes::Bytes;
 use disks::Disks;
 use facts::MachineFacts;
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -219,6 +220,7 @@ impl Inner {
             server_ttl: self.serving.ttl_seconds(),
             tasks: u64::try_from(tasks).unwrap_or(u64::MAX),
             pods: pods::counts(&self.status),
+            claims: BTreeMap::new(),
             helpers: facts::helpers(&self.cgroups),
         }
     }

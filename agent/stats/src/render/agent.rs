@@ -1,6 +1,7 @@
 //! `/metrics` and `/metrics/probes`: what the agent counts about itself, and the pods as it knows them.
 
 use crate::{
+    disk::Capacity,
     process::{self, ProcessUse},
     text::{Exposition, Value, labels},
 };
@@ -52,6 +53,17 @@ pub struct AgentFacts {
     pub helpers: Vec<(&'static str, u64)>,
     /// The pods.
     pub pods: PodCounts,
+    /// The claims of running pods by namespace and name, with what is known of their volumes.
+    pub claims: BTreeMap<(String, String), ClaimUse>,
+}
+
+/// Use of the volume that is bound to a claim.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClaimUse {
+    /// Its file system.
+    pub capacity: Capacity,
+    /// Whether its driver says that something is wrong with it.
+    pub abnormal: Option<bool>,
 }
 
 /// Renders `/metrics`. `families`: what the parts of the agent count.
@@ -59,6 +71,7 @@ pub fn render(facts: &AgentFacts, families: &[&dyn ReadFamily]) -> Vec<u8> {
     let mut text = Exposition::with_capacity(64 << 10);
     node(&mut text, facts);
     pods(&mut text, &facts.pods);
+    claims(&mut text, &facts.claims);
     for family in families {
         text.read_family(*family);
     }
@@ -161,6 +174,39 @@ fn pods(text: &mut Exposition, pods: &PodCounts) {
     }
 }
 
+/// The kubelet's families of volumes. Like the kubelet's they are left out where there is no claim.
+fn claims(text: &mut Exposition, claims: &BTreeMap<(String, String), ClaimUse>) {
+    type Read = fn(&ClaimUse) -> Option<u64>;
+    let families: [(&'static str, &'static str, Read); 7] = [
+        ("kubelet_volume_stats_available_bytes", "Free bytes of a claim's volume.", |c| {
+            Some(c.capacity.available)
+        }),
+        ("kubelet_volume_stats_capacity_bytes", "Bytes of a claim's volume.", |c| Some(c.capacity.bytes)),
+        (
+            "kubelet_volume_stats_health_status_abnormal",
+            "1 if the driver of a claim's volume says that something is wrong with it.",
+            |c| c.abnormal.map(u64::from),
+        ),
+        ("kubelet_volume_stats_inodes", "Inodes of a claim's volume.", |c| Some(c.capacity.inodes)),
+        ("kubelet_volume_stats_inodes_free", "Free inodes of a claim's volume.", |c| {
+            Some(c.capacity.inodes_free)
+        }),
+        ("kubelet_volume_stats_inodes_used", "Used inodes of a claim's volume.", |c| {
+            Some(c.capacity.inodes.saturating_sub(c.capacity.inodes_free))
+        }),
+        ("kubelet_volume_stats_used_bytes", "Used bytes of a claim's volume.", |c| Some(c.capacity.used)),
+    ];
+    for (name, help, read) in families {
+        text.family(name, help, Gauge);
+        for ((namespace, claim), of) in claims {
+            let labels = [("namespace", namespace.as_str()), ("persistentvolumeclaim", claim.as_str())];
+            if let Some(value) = read(of) {
+                text.sample("", &labels, Value::Whole(value), None);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,6 +215,8 @@ mod tests {
 
     #[test]
     fn the_text_of_a_small_agent() {
+        let capacity = Capacity { bytes: 1000, available: 300, used: 600, inodes: 100, inodes_free: 40 };
+        let claim = ClaimUse { capacity, abnormal: Some(false) };
         let facts = AgentFacts {
             node: "n1".to_owned(),
             version: "v1.36.3+berth-0.0.0".to_owned(),
@@ -191,6 +239,7 @@ mod tests {
                 volumes: [("kubernetes.io/empty-dir", (2, 1))].into(),
                 ephemeral: 1,
             },
+            claims: [(("ns".to_owned(), "pvc".to_owned()), claim)].into(),
             ..AgentFacts::default()
         };
         let counter =

@@ -13,7 +13,7 @@ use crate::{
 use berth_core::{ids::PodUid, time::Wall};
 use json::{
     Container, Cpu, Fs, Io, Memory, Network, NetworkInterface, Node, Pod, PodReference, Processes, Psi,
-    PsiLine, Rlimit, RuntimeFs, Summary, Swap, Volume,
+    PsiLine, PvcRef, Rlimit, RuntimeFs, Summary, Swap, Volume, VolumeHealth,
 };
 use std::collections::BTreeMap;
 
@@ -72,6 +72,10 @@ pub struct VolumeUse {
     pub fs: FsUse,
     /// Whether the volume lies on the node's disk and counts as the pod's ephemeral storage.
     pub ephemeral: bool,
+    /// Namespace and name of the claim that the volume is bound to.
+    pub claim: Option<(String, String)>,
+    /// Whether the volume's driver says that something is wrong with it; `None` if it says nothing of that.
+    pub abnormal: Option<bool>,
 }
 
 /// Disks of a container.
@@ -229,7 +233,12 @@ impl<'a> Shared<'a> {
             }
         });
         let ephemeral = node.map(|node| FsUse { used: Some(ephemeral(disks)), ..node });
-        let volumes = disks.volumes.iter().map(|v| Volume { fs: self.fs(&v.fs), name: v.name.clone() });
+        let volumes = disks.volumes.iter().map(|v| Volume {
+            fs: self.fs(&v.fs),
+            name: v.name.clone(),
+            pvc_ref: v.claim.clone().map(|(namespace, name)| PvcRef { name, namespace }),
+            health: v.abnormal.map(|abnormal| VolumeHealth { abnormal }),
+        });
         Pod {
             pod_ref: PodReference {
                 name: pod.key.name.as_str(),
@@ -296,10 +305,17 @@ mod tests {
             Capacity { bytes: 1 << 30, available: 1 << 28, used: 1 << 29, inodes: 1000, inodes_free: 400 };
         let of = |bytes| Some(FsUse { capacity, used: Some(DirectoryUse { bytes, inodes: bytes / 1000 }) });
         let fs = |bytes| of(bytes).unwrap();
-        let volume =
-            |name: &str, bytes, ephemeral| VolumeUse { name: name.to_owned(), fs: fs(bytes), ephemeral };
+        let volume = |name: &str, bytes, ephemeral| VolumeUse {
+            name: name.to_owned(),
+            fs: fs(bytes),
+            ephemeral,
+            claim: None,
+            abnormal: None,
+        };
+        let claim = Some(("ns".to_owned(), "pvc".to_owned()));
+        let bound = VolumeUse { claim, abnormal: Some(true), ..volume("pv", 60_000, false) };
         let pod = PodDisks {
-            volumes: vec![volume("data", 1000, true), volume("shm", 50_000, false)],
+            volumes: vec![volume("data", 1000, true), volume("shm", 50_000, false), bound],
             containers: [("c".to_owned(), ContainerDisks { rootfs: of(2000), logs: of(4000) })].into(),
         };
         let whole = Some(FsUse { capacity, used: None });

@@ -195,7 +195,8 @@ impl Known {
                 // The others are file systems of their own.
                 _ => FsUse { capacity: capacity(&dir)?, used: None },
             };
-            Some(VolumeUse { name: volume.name.to_string(), fs, ephemeral: on_disk(&volume.source) })
+            let (name, ephemeral) = (volume.name.to_string(), on_disk(&volume.source));
+            Some(VolumeUse { name, fs, ephemeral, claim: None, abnormal: None })
         });
         volumes.collect()
     }

@@ -197,4 +197,19 @@ pub(super) struct Volume<'a> {
     #[serde(flatten)]
     pub(super) fs: Fs<'a>,
     pub(super) name: String,
+    #[serde(rename = "pvcRef", skip_serializing_if = "Option::is_none")]
+    pub(super) pvc_ref: Option<PvcRef>,
+    #[serde(rename = "volumeHealthStats", skip_serializing_if = "Option::is_none")]
+    pub(super) health: Option<VolumeHealth>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct PvcRef {
+    pub(super) name: String,
+    pub(super) namespace: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct VolumeHealth {
+    pub(super) abnormal: bool,
 }
