@@ -45,7 +45,6 @@ use crate::{dns::DEFAULT_DOMAIN, lock};
 use anyhow::{Context as _, bail};
 use berth_cluster::ImageAccounts;
 use berth_core::roots::Roots;
-use berth_csi_client::registration::Registration;
 use berth_executor::{NodeConfig, NodeExecutor, pump};
 use berth_network::{Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
@@ -236,7 +235,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         plugins,
         verification: args.images.verification().map_err(anyhow::Error::msg)?,
     };
-    let registration = Registration::start(&roots.plugins_registry_dir());
+    let registration = csi::start(&roots);
     let drivers = CsiDrivers::new(csi::find(registration.plugins()), tokio::runtime::Handle::current());
     let executor = Arc::new(NodeExecutor::new(
         config,

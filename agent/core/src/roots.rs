@@ -124,6 +124,11 @@ impl Roots {
         self.pod_state.join("pods").join(uid.as_str())
     }
 
+    /// Directory in which drivers have their own sockets and state, `plugins` below the pod state.
+    pub fn plugins_dir(&self) -> PathBuf {
+        self.pod_state.join("plugins")
+    }
+
     /// Directory of the sockets by which plugins introduce themselves, `plugins_registry` below the pod state.
     pub fn plugins_registry_dir(&self) -> PathBuf {
         self.pod_state.join("plugins_registry")

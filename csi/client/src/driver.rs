@@ -9,11 +9,12 @@ use crate::{
 use berth_csi_proto::csi::{self, identity_client::IdentityClient, node_client::NodeClient};
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// How long the node waits for a driver's answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,18 +34,67 @@ impl Default for Deadlines {
     }
 }
 
+/// A call that has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct EndedCall<'a> {
+    /// The driver.
+    pub driver: &'a DriverName,
+    /// The call.
+    pub call: Call,
+    /// Its code, [`Error::counted_as`] of a failure.
+    pub code: Code,
+    /// How long it took.
+    pub took: Duration,
+}
+
+type Hear = dyn Fn(EndedCall<'_>) + Send + Sync;
+
+/// Hears of the calls that have ended, to count them.
+#[derive(Clone, Default)]
+pub struct Observer(Option<Arc<Hear>>);
+
+impl Observer {
+    /// One that calls `hear`, which must not block.
+    pub fn new(hear: impl Fn(EndedCall<'_>) + Send + Sync + 'static) -> Observer {
+        Observer(Some(Arc::new(hear)))
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observer").finish_non_exhaustive()
+    }
+}
+
 /// A driver behind its Unix socket. Cheap to clone; each call dials the socket anew.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Driver {
     name: DriverName,
     endpoint: Arc<Path>,
     deadlines: Deadlines,
+    observer: Observer,
 }
+
+impl PartialEq for Driver {
+    /// Whether both lead to the same driver in the same way, whoever hears of the calls.
+    fn eq(&self, other: &Driver) -> bool {
+        (&self.name, &self.endpoint, self.deadlines) == (&other.name, &other.endpoint, other.deadlines)
+    }
+}
+
+impl Eq for Driver {}
 
 impl Driver {
     /// The driver that serves at `endpoint`, an absolute path. Nothing is dialled.
     pub fn new(name: DriverName, endpoint: &Path) -> Driver {
-        Driver { name, endpoint: endpoint.into(), deadlines: Deadlines::default() }
+        let (deadlines, observer) = (Deadlines::default(), Observer::default());
+        Driver { name, endpoint: endpoint.into(), deadlines, observer }
+    }
+
+    /// The same driver, of whose calls the observer hears.
+    #[must_use]
+    pub fn observed_by(self, observer: Observer) -> Driver {
+        Driver { observer, ..self }
     }
 
     /// The same driver with other deadlines.
@@ -220,8 +270,14 @@ impl Driver {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let connection = Connection::new(&self.endpoint);
+        let began = Instant::now();
         let answer = transport::call(connection, within, message, send).await;
-        answer.map_err(|failure| Error::of(self.subject(call, volume), failure))
+        let answer = answer.map_err(|failure| Error::of(self.subject(call, volume), failure));
+        if let Some(hear) = &self.observer.0 {
+            let code = answer.as_ref().err().map_or(Code::Ok, Error::counted_as);
+            hear(EndedCall { driver: &self.name, call, code, took: began.elapsed() });
+        }
+        answer
     }
 
     fn subject(&self, call: Call, volume: Option<&VolumeId>) -> Subject {

@@ -27,6 +27,23 @@ pub enum Call {
     NodeExpandVolume,
 }
 
+impl Call {
+    /// The path of the gRPC method.
+    pub fn method(self) -> &'static str {
+        match self {
+            Call::GetPluginInfo => "/csi.v1.Identity/GetPluginInfo",
+            Call::NodeGetInfo => "/csi.v1.Node/NodeGetInfo",
+            Call::NodeGetCapabilities => "/csi.v1.Node/NodeGetCapabilities",
+            Call::NodeStageVolume => "/csi.v1.Node/NodeStageVolume",
+            Call::NodeUnstageVolume => "/csi.v1.Node/NodeUnstageVolume",
+            Call::NodePublishVolume => "/csi.v1.Node/NodePublishVolume",
+            Call::NodeUnpublishVolume => "/csi.v1.Node/NodeUnpublishVolume",
+            Call::NodeGetVolumeStats => "/csi.v1.Node/NodeGetVolumeStats",
+            Call::NodeExpandVolume => "/csi.v1.Node/NodeExpandVolume",
+        }
+    }
+}
+
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -147,6 +164,18 @@ impl Error {
         match self {
             Error::Refused { code, .. } => Some(*code),
             _ => None,
+        }
+    }
+
+    /// The code by which others count the failure: the driver's, or the one that a gRPC client gives a call without an
+    /// answer. An answer that makes no sense came with success.
+    pub fn counted_as(&self) -> Code {
+        match self {
+            Error::Refused { code, .. } => *code,
+            Error::Deadline { .. } => Code::DeadlineExceeded,
+            Error::NoAnswer { .. } => Code::Unavailable,
+            Error::InvalidAnswer { .. } => Code::Ok,
+            Error::Path { .. } => Code::InvalidArgument,
         }
     }
 

@@ -28,7 +28,7 @@ mod transport;
 
 pub use answer::{Condition, NodeCapabilities, NodeInfo, PluginInfo, Usage, VolumeStats};
 pub use capability::{AccessMode, AccessType, MountVolume, VolumeCapability};
-pub use driver::{Deadlines, Driver};
+pub use driver::{Deadlines, Driver, EndedCall, Observer};
 pub use error::{Call, Error, Subject};
 pub use names::{DriverName, InvalidName, VolumeId};
 pub use request::{Expand, GetVolumeStats, Publish, Stage, Unpublish, Unstage};

@@ -22,7 +22,7 @@ mod version;
 
 pub use version::Version;
 
-use crate::{Driver, DriverName, NodeCapabilities, NodeInfo};
+use crate::{Driver, DriverName, NodeCapabilities, NodeInfo, Observer};
 use sockets::{SocketId, Sockets};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -86,14 +86,15 @@ pub struct Registration {
 
 impl Registration {
     /// Follows the sockets below `dir`, which is made if it is missing. Needs a tokio runtime.
-    pub fn start(dir: &Path) -> Registration {
-        Registration::start_with(dir, Times::default())
+    /// The observer hears of all calls of the drivers.
+    pub fn start(dir: &Path, observer: Observer) -> Registration {
+        Registration::start_with(dir, observer, Times::default())
     }
 
     /// As [`Registration::start`], with other times.
-    pub fn start_with(dir: &Path, times: Times) -> Registration {
+    pub fn start_with(dir: &Path, observer: Observer, times: Times) -> Registration {
         let (table, plugins) = Table::new();
-        let task = tokio::spawn(run(dir.to_owned(), table, times));
+        let task = tokio::spawn(run(dir.to_owned(), Context { table, observer, times }));
         Registration { plugins, _task: AbortOnDrop(task) }
     }
 
@@ -113,6 +114,14 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// What all sockets share.
+#[derive(Debug, Clone)]
+struct Context {
+    table: Table,
+    observer: Observer,
+    times: Times,
+}
+
 /// A socket with the task that registers its plugin.
 struct Session {
     id: SocketId,
@@ -120,7 +129,7 @@ struct Session {
 }
 
 /// Follows the directory.
-async fn run(dir: PathBuf, table: Table, times: Times) {
+async fn run(dir: PathBuf, context: Context) {
     let sockets = Arc::new(Sockets::new(dir));
     let mut sessions = BTreeMap::<PathBuf, Session>::new();
     let mut unread: Option<String> = None;
@@ -130,7 +139,7 @@ async fn run(dir: PathBuf, table: Table, times: Times) {
                 if unread.take().is_some() {
                     tracing::info!(dir = %sockets.dir().display(), "the plugin directory is read again");
                 }
-                follow(found, &mut sessions, &table, times).await;
+                follow(found, &mut sessions, &context).await;
             }
             // Unknown is not empty: the drivers stay.
             Err(error) => {
@@ -141,7 +150,7 @@ async fn run(dir: PathBuf, table: Table, times: Times) {
                 }
             }
         }
-        sockets.changed(times.rescan).await;
+        sockets.changed(context.times.rescan).await;
     }
 }
 
@@ -149,8 +158,7 @@ async fn run(dir: PathBuf, table: Table, times: Times) {
 async fn follow(
     found: BTreeMap<PathBuf, SocketId>,
     sessions: &mut BTreeMap<PathBuf, Session>,
-    table: &Table,
-    times: Times,
+    context: &Context,
 ) {
     let over: BTreeSet<PathBuf> = sessions
         .iter()
@@ -166,12 +174,12 @@ async fn follow(
             {
                 tracing::error!(socket = %path.display(), "the registration of a plugin panicked");
             }
-            table.withdraw(&path);
+            context.table.withdraw(&path);
         }
     }
     for (path, id) in found {
         sessions.entry(path).or_insert_with_key(|path| {
-            let work = session::run(path.clone(), table.clone(), times);
+            let work = session::run(path.clone(), context.clone());
             Session { id, task: AbortOnDrop(tokio::spawn(work)) }
         });
     }

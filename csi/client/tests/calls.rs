@@ -284,6 +284,32 @@ async fn what_serves_at_the_socket_may_be_anything() {
 }
 
 #[tokio::test]
+async fn an_observer_hears_of_every_call_and_its_end() {
+    let (dir, mut server, driver) = start();
+    let heard = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let out = std::sync::Arc::clone(&heard);
+    let hear = move |ended: EndedCall<'_>| {
+        assert_eq!(ended.driver.as_str(), "test.csi.example");
+        out.lock().unwrap().push((ended.call.method(), ended.code));
+    };
+    let driver = patient(&driver, 2_000).observed_by(Observer::new(hear));
+    for c in CALLS {
+        call(&driver, c, dir.path()).await.unwrap();
+        let (name, code) = heard.lock().unwrap().pop().unwrap();
+        assert_eq!((name.rsplit('/').next(), code), (Some(format!("{c:?}").as_str()), Code::Ok));
+    }
+    server.fault(Call::NodeStageVolume, Fault::instead(Answer::Code(Code::NotFound)));
+    server.fault(Call::NodeStageVolume, Fault::instead(Answer::Never));
+    for _ in 0..2 {
+        call(&driver, Call::NodeStageVolume, dir.path()).await.unwrap_err();
+    }
+    server.kill();
+    call(&driver, Call::NodeStageVolume, dir.path()).await.unwrap_err();
+    let codes: Vec<Code> = heard.lock().unwrap().iter().map(|(_, code)| *code).collect();
+    assert_eq!(codes, [Code::NotFound, Code::DeadlineExceeded, Code::Unavailable]);
+}
+
+#[tokio::test]
 async fn a_call_that_hangs_holds_up_no_other() {
     let (dir, server, driver) = start();
     server.fault(Call::NodeGetInfo, Fault::after(Answer::Never));

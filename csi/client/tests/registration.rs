@@ -34,7 +34,8 @@ struct Node {
 impl Node {
     fn start(times: Times) -> Node {
         let dir = tempfile::tempdir().unwrap();
-        let registration = Registration::start_with(&dir.path().join("plugins_registry"), times);
+        let registration =
+            Registration::start_with(&dir.path().join("plugins_registry"), Observer::default(), times);
         Node { dir, registration }
     }
 
@@ -136,7 +137,7 @@ async fn sockets_are_found_below_directories_and_hidden_names_are_not_looked_at(
     };
     let _there = plugin("before/s", "a");
     let hidden = plugin(".hidden", "hidden");
-    let registration = Registration::start_with(&registry, times());
+    let registration = Registration::start_with(&registry, Observer::default(), times());
     let mut plugins = registration.plugins();
     let names = |p: &Plugins| p.drivers.keys().map(|n| n.as_str().to_owned()).collect::<Vec<_>>();
     when(&mut plugins, |p| names(p) == ["a"]).await;
@@ -286,7 +287,7 @@ async fn a_change_that_no_event_told_is_found() {
     };
     let (_a, _b) = (start(&first, "a"), start(&second, "b"));
     let rescan = Duration::from_millis(50);
-    let registration = Registration::start_with(&link, Times { rescan, ..times() });
+    let registration = Registration::start_with(&link, Observer::default(), Times { rescan, ..times() });
     let mut plugins = registration.plugins();
     let only = |p: &Plugins, name| p.drivers.keys().map(DriverName::as_str).eq([name]);
     when(&mut plugins, |p| only(p, "a")).await;

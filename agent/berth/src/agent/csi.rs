@@ -1,7 +1,15 @@
-//! The CSI drivers of the node as the API server and the status page show them, and as volumes find them.
+//! The CSI drivers of the node: their registration, as the API server, the metrics and the status page show them, and as
+//! volumes find them.
 
 use berth_api::view::Health;
-use berth_csi_client::registration::{Plugins, RegisteredDriver};
+use berth_core::{
+    metrics::{Histogram, ReadFamily},
+    roots::Roots,
+};
+use berth_csi_client::{
+    Code, EndedCall, Observer,
+    registration::{Plugins, RegisteredDriver, Registration},
+};
 use berth_source::csi_node::CsiNodeDriver;
 use berth_volumes::FindDriver;
 use std::{path::PathBuf, sync::Arc};
@@ -9,6 +17,40 @@ use tokio::sync::watch;
 
 /// The plugins, now and after each change.
 pub(crate) type PluginWatch = watch::Receiver<Arc<Plugins>>;
+
+/// Upper bounds of calls in seconds, as the kubelet has them.
+const BUCKETS: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
+
+static CALLS: Histogram = Histogram::histogram(
+    "csi_operations_seconds",
+    "Duration of calls of CSI drivers, by driver, call and gRPC code.",
+    &["driver_name", "grpc_status_code", "method_name", "migrated"],
+    BUCKETS,
+);
+
+/// The families of `/metrics`.
+pub(super) fn families() -> [&'static dyn ReadFamily; 1] {
+    [&CALLS]
+}
+
+fn count(ended: EndedCall<'_>) {
+    // Go's spelling.
+    let code = match ended.code {
+        Code::Ok => "OK".to_owned(),
+        Code::Cancelled => "Canceled".to_owned(),
+        code => format!("{code:?}"),
+    };
+    CALLS.observe(&[ended.driver.as_str(), &code, ended.call.method(), "false"], ended.took);
+}
+
+/// Starts the registration of drivers.
+pub(super) fn start(roots: &Roots) -> Registration {
+    // The manifests of drivers mount this directory and expect it to be there, as the kubelet makes it.
+    if let Err(error) = std::fs::create_dir_all(roots.plugins_dir()) {
+        tracing::warn!(dir = %roots.plugins_dir().display(), %error, "cannot make the directory of plugins");
+    }
+    Registration::start(&roots.plugins_registry_dir(), Observer::new(count))
+}
 
 /// The registered drivers as the CSINode shows them.
 pub(super) fn drivers(plugins: &Arc<Plugins>) -> Vec<CsiNodeDriver> {

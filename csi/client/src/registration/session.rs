@@ -1,9 +1,8 @@
 //! One socket: its plugin is registered, and stays so until the task ends.
 
 use super::{
-    RegisteredDriver, Times,
+    Context, RegisteredDriver,
     introduction::{self, Introduced},
-    table::Table,
 };
 use crate::Driver;
 use std::{
@@ -24,10 +23,11 @@ enum Refusal {
 }
 
 /// Registers the plugin at the socket, for as long as this runs.
-pub(super) async fn run(socket: PathBuf, table: Table, times: Times) {
+pub(super) async fn run(socket: PathBuf, context: Context) {
+    let (table, times) = (&context.table, context.times);
     let mut wait = times.backoff.0;
     loop {
-        match register(&socket, &table, times).await {
+        match register(&socket, &context).await {
             Ok(introduced) => {
                 let Introduced { name, endpoint, version } = introduced;
                 tracing::info!(driver = %name, %version, endpoint = %endpoint.display(), "CSI driver registered");
@@ -56,11 +56,12 @@ pub(super) async fn run(socket: PathBuf, table: Table, times: Times) {
 }
 
 /// Registers the plugin once, and tells it the result.
-async fn register(socket: &Path, table: &Table, times: Times) -> Result<Introduced, Refusal> {
+async fn register(socket: &Path, context: &Context) -> Result<Introduced, Refusal> {
+    let times = context.times;
     let info = introduction::get_info(socket, times).await;
     let info = info.map_err(|failure| Refusal::Again(format!("cannot get the plugin's info: {failure}")))?;
     let result = match introduction::read(&info, socket) {
-        Ok(introduced) => accept(introduced, socket, table).await,
+        Ok(introduced) => accept(introduced, socket, context).await,
         Err(why) => Err(Refusal::Never(why)),
     };
     let told = match &result {
@@ -71,7 +72,7 @@ async fn register(socket: &Path, table: &Table, times: Times) -> Result<Introduc
     match (result, notified) {
         // A plugin that does not know that it is registered may end itself.
         (Ok(_), Err(failure)) => {
-            table.withdraw(socket);
+            context.table.withdraw(socket);
             Err(Refusal::Again(format!("cannot tell the plugin that it is registered: {failure}")))
         }
         (result, _) => result,
@@ -79,18 +80,18 @@ async fn register(socket: &Path, table: &Table, times: Times) -> Result<Introduc
 }
 
 /// Asks the driver for what the node needs to know, and gives it its name.
-async fn accept(introduced: Introduced, socket: &Path, table: &Table) -> Result<Introduced, Refusal> {
+async fn accept(introduced: Introduced, socket: &Path, context: &Context) -> Result<Introduced, Refusal> {
     let Introduced { name, endpoint, version } = &introduced;
-    if let Err(taken) = table.check(name, version, socket) {
+    if let Err(taken) = context.table.check(name, version, socket) {
         return Err(Refusal::Taken(introduced, taken.to_string()));
     }
-    let driver = Driver::new(name.clone(), endpoint);
+    let driver = Driver::new(name.clone(), endpoint).observed_by(context.observer.clone());
     let again = |error: crate::Error| Refusal::Again(error.to_string());
     let info = driver.node_info().await.map_err(again)?;
     let capabilities = driver.node_capabilities().await.map_err(again)?;
     let (version, socket) = (version.clone(), socket.to_owned());
     let registered = RegisteredDriver { driver, version, info, capabilities, socket };
-    match table.claim(registered) {
+    match context.table.claim(registered) {
         Ok(()) => Ok(introduced),
         Err(taken) => Err(Refusal::Taken(introduced, taken.to_string())),
     }

@@ -1,5 +1,6 @@
 //! The families that the parts of the agent count.
 
+use crate::agent::csi;
 use berth_core::metrics::ReadFamily;
 
 /// All families of `/metrics`.
@@ -9,6 +10,7 @@ pub(super) fn all() -> Vec<&'static dyn ReadFamily> {
     families.extend(berth_executor::metrics::families());
     families.extend(berth_node::metrics::families());
     families.extend(berth_volumes::metrics::families());
+    families.extend(csi::families());
     families.extend(berth_kube::metrics::families());
     families.extend(berth_nodeapi::metrics::families());
     families
