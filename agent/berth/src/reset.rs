@@ -51,6 +51,7 @@ fn remove(roots: &Roots) -> anyhow::Result<()> {
         let network = Network::open(roots, NetworkConfig::default()).context("open the network")?;
         network.restore_host().await.context("restore the host's network")
     })?;
+    berth_network::remove_kube_proxy_handover().context("remove the table for kube-proxy's connections")?;
     let removed = berth_dns::address::remove(roots).context("remove cluster DNS' addresses")?;
     tracing::info!(addresses = ?removed, "node reset; pods stay");
     Ok(())

@@ -1,10 +1,15 @@
 //! The rules that a kube-proxy has left in the kernel, in nf_tables: its own tables (mode nftables), and its chains in the
 //! tables that `iptables` keeps there (mode iptables). The rules of the kubelet and of everybody else stay.
 //!
+//! Connections that a kube-proxy has translated go on without its rules, but not without a translating chain: the kernel
+//! translates their packets only where one is attached. Conntrack would also refuse a new connection that looks like an
+//! earlier, translated one. So a table of our own with such a chain, [`HANDOVER`], takes the place of kube-proxy's; it is
+//! removed when no translated connection is left.
+//!
 //! Rules of the older `ip_tables` (`iptables-legacy`) are not in nf_tables and not found here.
 
 use crate::Error;
-use berth_sys::netfilter::{Message, attribute, attributes, batch, dump};
+use berth_sys::netfilter::{Message, any_connection, attribute, attributes, batch, dump};
 use std::{collections::BTreeSet, io};
 
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
@@ -12,6 +17,12 @@ const FAMILIES: [u8; 2] = [2, 10];
 
 /// kube-proxy's table in mode nftables (`pkg/proxy/nftables/proxier.go`).
 const TABLE: &str = "kube-proxy";
+
+/// Our table that keeps translated connections going.
+const HANDOVER: &str = "berth-handover";
+
+/// The chain of our table.
+const ESTABLISHED: &str = "established";
 
 /// The tables of `iptables` in which kube-proxy has chains (`pkg/proxy/iptables/cleanup.go`).
 const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
@@ -33,12 +44,18 @@ const CHAINS: [&str; 9] = [
 const CHAINS_OF_SERVICES: [&str; 6] =
     ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-XLB-"];
 
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
+
 /// `enum nf_tables_msg_types`.
 mod kind {
+    pub(super) const NEW_TABLE: u16 = 0;
     pub(super) const GET_TABLE: u16 = 1;
     pub(super) const DELETE_TABLE: u16 = 2;
+    pub(super) const NEW_CHAIN: u16 = 3;
     pub(super) const GET_CHAIN: u16 = 4;
     pub(super) const DELETE_CHAIN: u16 = 5;
+    pub(super) const NEW_RULE: u16 = 6;
     pub(super) const GET_RULE: u16 = 7;
     pub(super) const DELETE_RULE: u16 = 8;
 }
@@ -54,8 +71,12 @@ pub fn remove_kube_proxy_rules() -> Result<Vec<String>, Error> {
         let of_family = if family == FAMILIES[0] { "ip" } else { "ip6" };
         let tables: BTreeSet<String> =
             found(kind::GET_TABLE, family, &[])?.iter().filter_map(|m| name(&m.attributes, 1)).collect();
+        // Made with the first change, and once.
+        let mut handover = handover(family);
         if tables.contains(TABLE) {
-            apply(&[Message { kind: kind::DELETE_TABLE, family, attributes: text(1, TABLE) }])?;
+            let mut changes = std::mem::take(&mut handover);
+            changes.push(Message { kind: kind::DELETE_TABLE, family, attributes: text(1, TABLE) });
+            apply(&changes)?;
             removed.push(format!("table {of_family} {TABLE}"));
         }
         let all_chains = found(kind::GET_CHAIN, family, &[])?;
@@ -71,11 +92,81 @@ pub fn remove_kube_proxy_rules() -> Result<Vec<String>, Error> {
             }
             let rules = found(kind::GET_RULE, family, &text(1, table))?;
             let jumps = rules.iter().filter(|rule| leads_to(&rule.attributes, &chains, table));
-            apply(&removal(family, table, &chains, jumps))?;
+            let mut changes = std::mem::take(&mut handover);
+            changes.extend(removal(family, table, &chains, jumps));
+            apply(&changes)?;
             removed.push(format!("{} chains of table {of_family} {table}", chains.len()));
         }
     }
     Ok(removed)
+}
+
+/// Our table with one chain of type nat: the kernel translates established connections at all of its hooks as soon as one
+/// such chain is attached (`nf_nat_register_fn`, `net/netfilter/nf_nat_core.c`). The chain's one rule decides nothing: as it
+/// asks for the state of connections, the kernel goes on to track them (`nft_ct_get_init`, `net/netfilter/nft_ct.c`).
+fn handover(family: u8) -> Vec<Message> {
+    let number = |kind: u16, value: u32| attribute(kind, &value.to_be_bytes());
+    // NF_INET_PRE_ROUTING, and the priority of translations of destinations.
+    let hook = [number(1, 0), attribute(2, &(-100_i32).to_be_bytes())].concat();
+    let chain = [text(1, HANDOVER), text(3, ESTABLISHED), attribute(4 | NESTED, &hook), text(7, "nat")];
+    // Into NFT_REG_1: NFT_CT_STATE.
+    let state = [number(1, 1), number(2, 0)].concat();
+    let expression = [text(1, "ct"), attribute(2 | NESTED, &state)].concat();
+    let expressions = attribute(1 | NESTED, &expression);
+    let rule = [text(1, HANDOVER), text(2, ESTABLISHED), attribute(4 | NESTED, &expressions)];
+    vec![
+        Message { kind: kind::NEW_TABLE, family, attributes: text(1, HANDOVER) },
+        Message { kind: kind::NEW_CHAIN, family, attributes: chain.concat() },
+        Message { kind: kind::NEW_RULE, family, attributes: rule.concat() },
+    ]
+}
+
+/// Removes our table of each family that has no translated connection left. Returns whether a table stays.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn end_kube_proxy_handover() -> Result<bool, Error> {
+    let mut stays = false;
+    for family in FAMILIES {
+        if !has_handover(family)? {
+            continue;
+        }
+        if any_connection(family, is_translated).map_err(failed)? {
+            stays = true;
+        } else {
+            apply(&[no_handover(family)])?;
+        }
+    }
+    Ok(stays)
+}
+
+/// Removes our tables, also where connections need them.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_kube_proxy_handover() -> Result<(), Error> {
+    for family in FAMILIES {
+        if has_handover(family)? {
+            apply(&[no_handover(family)])?;
+        }
+    }
+    Ok(())
+}
+
+fn has_handover(family: u8) -> Result<bool, Error> {
+    let tables = found(kind::GET_TABLE, family, &[])?;
+    Ok(tables.iter().any(|table| name(&table.attributes, 1).as_deref() == Some(HANDOVER)))
+}
+
+fn no_handover(family: u8) -> Message {
+    Message { kind: kind::DELETE_TABLE, family, attributes: text(1, HANDOVER) }
+}
+
+/// Whether a connection's destination was translated: `IPS_DST_NAT` of `CTA_STATUS`.
+fn is_translated(connection: &[u8]) -> bool {
+    let status =
+        within(connection, 3).and_then(|status| status.try_into().ok()).map_or(0, u32::from_be_bytes);
+    status & (1 << 5) != 0
 }
 
 fn is_kube_proxys(chain: &str) -> bool {

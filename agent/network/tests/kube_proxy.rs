@@ -2,8 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 use berth_harness::netns::Netns;
-use berth_network::remove_kube_proxy_rules;
-use std::process::Command;
+use berth_network::{end_kube_proxy_handover, remove_kube_proxy_handover, remove_kube_proxy_rules};
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    time::Duration,
+};
 
 /// The tables of mode nftables, in part.
 const NFTABLES_MODE: &str = "
@@ -84,4 +89,60 @@ fn kube_proxys_rules_go_and_all_others_stay() {
         assert!(left.contains(kept), "{kept}: {left}");
     }
     assert!(net.enter(remove_kube_proxy_rules).unwrap().unwrap().is_empty(), "there is nothing more");
+}
+
+/// A connection that kube-proxy has translated goes on when its rules go, and the table that it needs goes after it.
+fn a_translated_connection_goes_on(rules: &str, told: &[&str]) {
+    let net = Netns::unique("kube-proxy").unwrap();
+    net.nft(rules).unwrap();
+    let (mut client, mut server) = net
+        .enter(|| {
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+            assert!(up.success());
+            let listener = TcpListener::bind("127.0.0.1:8080").unwrap();
+            let client = TcpStream::connect("127.0.0.9:80").unwrap();
+            (client, listener.accept().unwrap().0)
+        })
+        .unwrap();
+    for stream in [&client, &server] {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    }
+    assert_eq!(net.enter(remove_kube_proxy_rules).unwrap().unwrap(), told);
+    for (from, to) in [(0, 1), (1, 0)] {
+        let mut ends = [&mut client, &mut server];
+        ends[from].write_all(b"on").unwrap();
+        let mut read = [0; 2];
+        ends[to].read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"on");
+    }
+    assert!(net.enter(end_kube_proxy_handover).unwrap().unwrap(), "the connection needs the table");
+    assert!(ruleset(&net).contains("table ip berth-handover"));
+    net.enter(remove_kube_proxy_handover).unwrap().unwrap();
+    assert!(!ruleset(&net).contains("berth-handover"));
+}
+
+#[test]
+fn a_translated_connection_goes_on_without_the_rules_of_mode_nftables() {
+    let rules = "table ip kube-proxy {
+        chain nat-output { type nat hook output priority -100; policy accept; ip daddr 127.0.0.9 tcp dport 80 dnat to 127.0.0.1:8080; }
+    }";
+    a_translated_connection_goes_on(rules, &["table ip kube-proxy"]);
+}
+
+#[test]
+fn a_translated_connection_goes_on_without_the_rules_of_mode_iptables() {
+    let rules = "table ip nat {
+        chain KUBE-SERVICES { ip daddr 127.0.0.9 tcp dport 80 dnat to 127.0.0.1:8080; }
+        chain OUTPUT { type nat hook output priority -100; policy accept; jump KUBE-SERVICES; }
+    }";
+    a_translated_connection_goes_on(rules, &["1 chains of table ip nat"]);
+}
+
+#[test]
+fn without_a_translated_connection_nothing_stays() {
+    let net = Netns::unique("kube-proxy").unwrap();
+    net.nft(NFTABLES_MODE).unwrap();
+    net.enter(remove_kube_proxy_rules).unwrap().unwrap();
+    assert!(!net.enter(end_kube_proxy_handover).unwrap().unwrap());
+    assert_eq!(ruleset(&net), "");
 }

@@ -1,9 +1,10 @@
 //! nf_tables of the kernel in the calling thread's network namespace: dumps of objects, and batches of changes that the
-//! kernel makes as a whole or not at all. Attributes are bytes; what they mean is the caller's.
+//! kernel makes as a whole or not at all; and the connections that it tracks. Attributes are bytes; what they mean is the
+//! caller's.
 //!
-//! Numbers and layouts: `include/uapi/linux/netfilter/nfnetlink.h` and `nf_tables.h`.
+//! Numbers and layouts: `include/uapi/linux/netfilter/nfnetlink.h`, `nf_tables.h` and `nfnetlink_conntrack.h`.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sys::{
     socket::{setsockopt, sockopt::ReceiveTimeout},
@@ -19,6 +20,11 @@ const DEADLINE_S: i64 = 5;
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const NFTABLES: u16 = 10;
+/// `NFNL_SUBSYS_CTNETLINK` and `IPCTNL_MSG_CT_GET`.
+const CONNTRACK: u16 = 1;
+const GET_CONNECTION: u16 = 1;
+/// `NFT_MSG_NEWTABLE`, `NFT_MSG_NEWCHAIN`, `NFT_MSG_NEWRULE`: what does not exist yet is made.
+const NEW: [u16; 3] = [0, 3, 6];
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`.
 const BATCH: (u16, u16) = (0x10, 0x11);
 /// `NLMSG_ERROR`, `NLMSG_DONE`.
@@ -139,6 +145,30 @@ pub fn dump(request: &Message) -> io::Result<Vec<Message>> {
     Ok(found)
 }
 
+/// Whether one of the tracked connections of a family has attributes (`enum ctattr_type`) that `is_wanted` accepts. The
+/// kernel is asked for all of them until one is found.
+///
+/// # Errors
+/// The kernel refuses (its errno), or does not answer.
+pub fn any_connection(family: u8, is_wanted: impl Fn(&[u8]) -> bool) -> io::Result<bool> {
+    let socket = connect()?;
+    let mut bytes = Vec::new();
+    let kind = CONNTRACK << 8 | GET_CONNECTION;
+    write(&mut bytes, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, family, 0, &[]);
+    socket.send(&bytes, 0)?;
+    let mut found = false;
+    while receive(&socket, |answer| {
+        match answer.kind {
+            DONE => return Ok(false),
+            ERROR => return error_of(answer.body).map_or(Ok(false), Err),
+            kind if kind >> 8 == CONNTRACK => found |= answer.body.get(GENERIC..).is_some_and(&is_wanted),
+            _ => {}
+        }
+        Ok(!found)
+    })? {}
+    Ok(found)
+}
+
 /// Makes changes as a whole or not at all.
 ///
 /// # Errors
@@ -150,7 +180,9 @@ pub fn batch(changes: &[Message]) -> io::Result<()> {
     let mut last = 0;
     for (sequence, Message { kind, family, attributes }) in (1..).zip(changes) {
         last = sequence;
-        write(&mut bytes, NFTABLES << 8 | kind, NLM_F_REQUEST | NLM_F_ACK, sequence, *family, 0, attributes);
+        let create = if NEW.contains(kind) { NLM_F_CREATE } else { 0 };
+        let flags = NLM_F_REQUEST | NLM_F_ACK | create;
+        write(&mut bytes, NFTABLES << 8 | kind, flags, sequence, *family, 0, attributes);
     }
     write(&mut bytes, BATCH.1, NLM_F_REQUEST, 0, 0, NFTABLES, &[]);
     socket.send(&bytes, 0)?;

@@ -30,6 +30,8 @@ enum Target {
     Dns(SocketAddr),
     /// `dns-kept:ADDRESS:PORT`: datagrams of one connected socket.
     DnsKept(SocketAddr),
+    /// `dns-stream:ADDRESS:PORT`: queries over one connection, which is made anew only where it fails.
+    DnsStream(SocketAddr),
 }
 
 impl FromStr for Target {
@@ -42,6 +44,7 @@ impl FromStr for Target {
             "http" => Target::Http(address),
             "dns" => Target::Dns(address),
             "dns-kept" => Target::DnsKept(address),
+            "dns-stream" => Target::DnsStream(address),
             _ => bail!("there is no kind {kind}"),
         })
     }
@@ -50,7 +53,7 @@ impl FromStr for Target {
 /// Options of `connections`.
 #[derive(Debug, Args)]
 pub(crate) struct Connections {
-    /// Where to; `http:`, `dns:` or `dns-kept:` before an address and a port.
+    /// Where to; `http:`, `dns:`, `dns-kept:` or `dns-stream:` before an address and a port.
     #[arg(long = "to", value_name = "TARGET", required = true)]
     targets: Vec<Target>,
     /// Connections or datagrams a second to each.
@@ -99,6 +102,7 @@ fn load(target: &Target, pace: Duration, end: Instant) -> Result<Done> {
         Target::DnsKept(address) => Some(socket(address)?),
         _ => None,
     };
+    let mut stream = None;
     let start = Instant::now();
     let (mut done, mut next) = (Done::default(), start);
     while next < end {
@@ -106,6 +110,7 @@ fn load(target: &Target, pace: Duration, end: Instant) -> Result<Done> {
         done.sent += 1;
         let asked = match (target, &kept) {
             (Target::Http(address), _) => http(address),
+            (Target::DnsStream(address), _) => over_stream(&mut stream, address),
             (Target::Dns(address) | Target::DnsKept(address), None) => {
                 socket(address).and_then(|s| query(&s))
             }
@@ -146,4 +151,27 @@ fn query(socket: &UdpSocket) -> io::Result<()> {
     let mut answer = [0; 512];
     let length = socket.recv(&mut answer)?;
     if answer[..length].starts_with(&QUERY[..2]) { Ok(()) } else { Err(io::Error::other("another answer")) }
+}
+
+/// Asks over a connection, which is made first where there is none. A connection that fails is given up.
+fn over_stream(kept: &mut Option<TcpStream>, address: &SocketAddr) -> io::Result<()> {
+    let mut stream = match kept.take() {
+        Some(stream) => stream,
+        None => {
+            let stream = TcpStream::connect_timeout(address, ANSWER)?;
+            stream.set_read_timeout(Some(ANSWER))?;
+            stream
+        }
+    };
+    let length = u16::try_from(QUERY.len()).map_err(io::Error::other)?.to_be_bytes();
+    stream.write_all(&[&length, QUERY.as_slice()].concat())?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut answer)?;
+    if !answer.starts_with(&QUERY[..2]) {
+        return Err(io::Error::other("another answer"));
+    }
+    *kept = Some(stream);
+    Ok(())
 }

@@ -25,14 +25,11 @@ const CALM: Duration = Duration::from_secs(2);
 /// Pods behind the Service.
 const PODS: usize = 3;
 
-/// Port of the node.
+/// Ports of the node: of the web servers, and of the cluster's DNS over TCP.
 const NODE_PORT: u16 = 30080;
+const DNS_NODE_PORT: u16 = 30053;
 
-const WEB: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  replicas: 3\n  selector: {matchLabels: {app: web}}\n  \
-    template:\n    metadata: {labels: {app: web}}\n    spec:\n      containers:\n      - name: c\n        image: IMAGE\n        \
-    imagePullPolicy: Never\n        command: [httpd, -f, -p, '80', -h, /etc]\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: \
-    {type: NodePort, selector: {app: web}, ports: [{port: 80, nodePort: 30080}]}\n---\napiVersion: v1\nkind: Pod\n\
-    metadata: {name: client}\nspec:\n  containers:\n  - {name: c, image: IMAGE, imagePullPolicy: Never, command: [sleep, infinity]}\n";
+const WEB: &str = include_str!("takeover/web.yaml");
 
 /// Options of `cargo xtask takeover`.
 #[derive(Debug, clap::Args)]
@@ -208,13 +205,26 @@ impl Stage<'_> {
         let web = format!("http:{}:80", self.cluster_ip.trim());
         let dns = |kind: &str| format!("{kind}:{}:53", cluster::DNS);
         let node_port = format!("http:{}:{NODE_PORT}", self.cluster.address()?);
+        let kept_node_port = format!("dns-stream:{}:{DNS_NODE_PORT}", self.cluster.address()?);
         let host = self.cluster.namespace("net");
         let of_node = self.cluster.hooked_cgroup()?;
         Ok(vec![
-            ("pod", self.client(Some((&self.pod, &of_node)), &[web.clone(), dns("dns"), dns("dns-kept")])?),
-            ("node", self.client(Some((&host, &of_node)), &[web, dns("dns"), node_port.clone()])?),
+            (
+                "pod",
+                self.client(
+                    Some((&self.pod, &of_node)),
+                    &[web.clone(), dns("dns"), dns("dns-kept"), dns("dns-stream")],
+                )?,
+            ),
+            (
+                "node",
+                self.client(
+                    Some((&host, &of_node)),
+                    &[web, dns("dns"), dns("dns-stream"), node_port.clone()],
+                )?,
+            ),
             // The machine of the test is another one to the node's network.
-            ("outside", self.client(None, &[node_port])?),
+            ("outside", self.client(None, &[node_port, kept_node_port])?),
         ])
     }
 

@@ -2,7 +2,7 @@
 //!
 //! While a kube-proxy runs in this network namespace it is told of, and its rules are left alone: it would write them again.
 //! Both answer the same Services meanwhile; the hooks of this agent come first. Once none runs and this agent's hooks answer,
-//! its rules are removed. Before that they carry the Services.
+//! its rules are removed. Before that they carry the Services. Connections that it has translated go on to their ends.
 
 use super::super::service_inputs::ServicesHealth;
 use berth_core::error::Chain;
@@ -10,11 +10,14 @@ use std::{fs, path::PathBuf, time::Duration};
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 /// Time between two looks. A kube-proxy that is replaced by its DaemonSet is away for longer.
 const EVERY: Duration = Duration::from_secs(5);
+
+/// Time between two looks at kube-proxy's connections, which read all connections that the kernel tracks.
+const HANDOVER: Duration = Duration::from_secs(60);
 
 /// The program's name, as the kernel has it.
 const NAME: &str = "kube-proxy";
@@ -46,6 +49,8 @@ impl KubeProxies {
 async fn look(proc: PathBuf, services: ServicesHealth, tell: watch::Sender<Option<String>>) {
     // Rules that another agent cannot have written since are not looked for again.
     let mut removed = false;
+    // The last look at the connections that kube-proxy has translated, while there may be any.
+    let mut handover = None;
     loop {
         let dir = proc.clone();
         // A look that panicked is made again.
@@ -58,10 +63,18 @@ async fn look(proc: PathBuf, services: ServicesHealth, tell: watch::Sender<Optio
                      example by `kubectl -n kube-system delete daemonset kube-proxy`; its rules are removed once it is gone"
                 ))
             }
-            None if removed || !services.answers() => None,
+            None if removed => {
+                if handover.is_some_and(|looked: Instant| looked.elapsed() >= HANDOVER) {
+                    handover = end_handover().await;
+                }
+                None
+            }
+            None if !services.answers() => None,
             None => match spawn_blocking(berth_network::remove_kube_proxy_rules).await {
                 Ok(Ok(what)) => {
                     removed = true;
+                    // Also one that an earlier agent has left.
+                    handover = Some(Instant::now());
                     if !what.is_empty() {
                         tracing::info!(
                             removed = what.join(", "),
@@ -85,6 +98,22 @@ async fn look(proc: PathBuf, services: ServicesHealth, tell: watch::Sender<Optio
             changed
         });
         sleep(EVERY).await;
+    }
+}
+
+/// Ends the hand-over once kube-proxy's connections have ended. Returns the time of this look; `None` once it has ended.
+async fn end_handover() -> Option<Instant> {
+    match spawn_blocking(berth_network::end_kube_proxy_handover).await {
+        Ok(Ok(false)) => {
+            tracing::info!("no connection that kube-proxy has translated is left");
+            None
+        }
+        Ok(Ok(true)) => Some(Instant::now()),
+        Ok(Err(error)) => {
+            tracing::debug!(error = %Chain(&error), "cannot tell whether kube-proxy's connections have ended");
+            Some(Instant::now())
+        }
+        Err(_panicked) => Some(Instant::now()),
     }
 }
 
