@@ -287,6 +287,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
                 status: Arc::clone(&status),
                 executor: Arc::clone(&executor),
                 cgroups: cgroups.clone(),
+                desired: desired.clone(),
+                csi: registration.plugins(),
                 pool: pool.clone(),
                 serving: serving.clone(),
             });

@@ -3,7 +3,7 @@
 //! A new kind is a file here and an arm of [`plugin_of`]. Taking a pod down needs no plugin: everything below the pod's
 //! directory is unmounted and removed alike.
 
-mod csi;
+pub(crate) mod csi;
 mod empty_dir;
 mod host_path;
 mod local;

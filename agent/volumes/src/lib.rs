@@ -57,6 +57,7 @@ pub use error::Error;
 pub use fields::FieldError;
 pub use files::host_name;
 pub use hostname::PodHostname;
+pub use kinds::csi::ephemeral_handle;
 pub use mounts::{ContainerDevice, ContainerMount};
 
 use berth_core::{model::NodeInfo, roots::Roots};

@@ -9,31 +9,46 @@
 mod disks;
 mod facts;
 mod families;
+mod pod_volumes;
 mod pods;
+mod remote_volumes;
 
 use super::certificates::ServingTls;
-use super::{cluster::KUBELET_VERSION, node::NodeWatch, status_manager::StatusManager};
+use super::{
+    cluster::KUBELET_VERSION,
+    csi::PluginWatch,
+    node::NodeWatch,
+    status_manager::{PodState, StatusManager},
+};
 use berth_core::{roots::Roots, sync::lock};
 use berth_executor::NodeExecutor;
 use berth_kube::pool::Pool;
 use berth_node::CgroupTree;
 use berth_nodeapi::{Boxed, Statistics, Unavailable};
+use berth_pods::DesiredSet;
 use berth_stats::{
     cgroup::{Depth, GroupMounts},
     process::{self, ProcessUse},
     reading::{NodeReading, Rates, fill},
-    render::{agent, cadvisor, resource, summary},
+    render::{
+        agent::{self, AgentFacts},
+        cadvisor, resource, summary,
+    },
 };
 use berth_sys::clock;
 use bytes::Bytes;
 use disks::Disks;
 use facts::MachineFacts;
+use pod_volumes::PodVolume;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::{sync::Mutex as AsyncMutex, time::timeout};
+use tokio::{
+    sync::{Mutex as AsyncMutex, watch},
+    time::timeout,
+};
 
 /// The time for which a reading serves other questions.
 const FRESH: Duration = Duration::from_secs(1);
@@ -53,6 +68,8 @@ struct Inner {
     cgroups: CgroupTree,
     mounts: GroupMounts,
     machine: MachineFacts,
+    desired: watch::Receiver<Arc<DesiredSet>>,
+    csi: PluginWatch,
     pool: Pool,
     serving: ServingTls,
     rates: Mutex<Rates>,
@@ -68,13 +85,15 @@ pub(crate) struct Parts {
     pub(crate) status: Arc<StatusManager>,
     pub(crate) executor: Arc<NodeExecutor>,
     pub(crate) cgroups: CgroupTree,
+    pub(crate) desired: watch::Receiver<Arc<DesiredSet>>,
+    pub(crate) csi: PluginWatch,
     pub(crate) pool: Pool,
     pub(crate) serving: ServingTls,
 }
 
 impl NodeStatistics {
     pub(crate) fn new(parts: Parts) -> NodeStatistics {
-        let Parts { roots, node, status, executor, cgroups, pool, serving } = parts;
+        let Parts { roots, node, status, executor, cgroups, desired, csi, pool, serving } = parts;
         let mounts = mounts(&cgroups);
         let machine = MachineFacts::read(&roots);
         NodeStatistics(Arc::new(Inner {
@@ -86,6 +105,8 @@ impl NodeStatistics {
             cgroups,
             mounts,
             machine,
+            desired,
+            csi,
             pool,
             serving,
             rates: Mutex::default(),
@@ -115,7 +136,8 @@ impl NodeStatistics {
             return blocking(move || summary::render(&reading, &inner.machine.summary(), None)).await;
         }
         let pods = inner.status.pod_states();
-        let disks = inner.disks.read(&inner.roots, pods, inner.executor.runtime().ok()).await;
+        let asked = inner.asked_volumes(&pods);
+        let disks = inner.disks.read(&inner.roots, pods, inner.executor.runtime().ok(), asked).await;
         blocking(move || summary::render(&reading, &inner.machine.summary(), Some(&disks))).await
     }
 
@@ -123,8 +145,9 @@ impl NodeStatistics {
     async fn metrics_text(&self) -> Result<Vec<u8>, Unavailable> {
         let inner = Arc::clone(&self.0);
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let claims = inner.disks.claims(inner.asked_volumes(&inner.status.pod_states())).await;
         blocking(move || {
-            let facts = inner.agent_facts(process::read_own(), tasks);
+            let facts = AgentFacts { claims, ..inner.agent_facts(process::read_own(), tasks) };
             agent::render(&facts, &families::all())
         })
         .await
@@ -206,6 +229,13 @@ impl Inner {
         let left = end.saturating_sub(clock::wall().seconds());
         // A certificate does not live for more than 30 bits of seconds by far.
         Some(f64::from(i32::try_from(left).unwrap_or(i32::MAX)))
+    }
+
+    /// The volumes that are asked for their numbers.
+    fn asked_volumes(&self, pods: &[PodState]) -> Vec<PodVolume> {
+        let (objects, plugins) = (Arc::clone(&self.desired.borrow().objects), self.csi.borrow().clone());
+        let live = pods.iter().filter(|state| !state.status.phase.is_terminal());
+        live.flat_map(|state| pod_volumes::of_pod(&self.roots, &state.pod, &objects, &plugins)).collect()
     }
 
     fn agent_facts(&self, process: Option<ProcessUse>, tasks: usize) -> agent::AgentFacts {

@@ -178,7 +178,7 @@ fn not_supported(mode: &str, driver: &str) -> Error {
 }
 
 /// The id of a pod's own volume (`makeVolumeHandle`, `pkg/volume/csi/csi_mounter.go`).
-fn ephemeral_handle(pod: &Pod, volume: &Volume) -> String {
+pub fn ephemeral_handle(pod: &Pod, volume: &Volume) -> String {
     let mut hash = Sha256::new();
     hash.update(pod.uid.as_str());
     hash.update(volume.name.as_str());

@@ -2,10 +2,16 @@
 //!
 //! Capacity comes from statfs at each question. The usage of a directory takes a walk and that of a layer a
 //! question to containerd; both are repeated after a minute at the earliest, when somebody asks, and a question
-//! waits [`PATIENCE`] for them. What is not known by then is left out and shown by a later answer.
+//! waits [`PATIENCE`] for them. What is not known by then is left out and shown by a later answer. Volumes of drivers and
+//! servers are asked likewise ([`remote_volumes`](super::remote_volumes)).
 
+use super::{
+    pod_volumes::PodVolume,
+    remote_volumes::{RemoteVolumes, VolumeNumbers},
+};
 use crate::agent::status_manager::PodState;
 use berth_core::{
+    ids::PodUid,
     model::{Medium, VolumeSource},
     roots::Roots,
     status::ContainerStatus,
@@ -15,12 +21,13 @@ use berth_core::{
 use berth_runtime::{LayerUse, LayersUse, Runtime};
 use berth_stats::{
     disk::{Capacity, DirectoryUse, MAX_AGE, UsageCache, capacity},
+    render::agent::ClaimUse,
     render::summary::{ContainerDisks, DiskReading, FsUse, PodDisks, VolumeUse},
 };
 use berth_sys::clock;
 use berth_volumes::metrics::plugin_name;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -39,6 +46,7 @@ const CONTAINERD: &str = "/var/lib/containerd";
 /// What is known of disks.
 pub(super) struct Disks {
     known: Arc<Known>,
+    remote: RemoteVolumes,
     /// File system of the images.
     images: PathBuf,
 }
@@ -64,7 +72,7 @@ impl Disks {
     pub(super) fn new(roots: &Roots) -> Disks {
         let images = Path::new(CONTAINERD);
         let images = if images.is_dir() { images.to_owned() } else { roots.pod_state.clone() };
-        Disks { known: Arc::default(), images }
+        Disks { known: Arc::default(), remote: RemoteVolumes::default(), images }
     }
 
     /// Reads the disks of the node and these pods.
@@ -73,15 +81,39 @@ impl Disks {
         roots: &Roots,
         pods: Vec<PodState>,
         runtime: Option<Runtime>,
+        asked: Vec<PodVolume>,
     ) -> DiskReading {
-        self.refresh(roots, &pods, runtime).await;
+        let volumes = asked.iter().map(|v| v.volume.clone()).collect();
+        tokio::join!(self.refresh(roots, &pods, runtime), self.remote.refresh(volumes, PATIENCE));
         let (known, roots, images) = (Arc::clone(&self.known), roots.clone(), self.images.clone());
+        let asked: Vec<(PodUid, VolumeUse)> = asked.into_iter().filter_map(|v| self.asked(v)).collect();
         // A file system that hangs costs this question its disks.
         let reading = spawn_blocking(move || known.reading(&roots, &images, &pods));
-        match timeout(PATIENCE, reading).await {
+        let mut reading = match timeout(PATIENCE, reading).await {
             Ok(Ok(reading)) => reading,
             Ok(Err(_)) | Err(_) => DiskReading::default(),
+        };
+        for (pod, volume) in asked {
+            reading.pods.entry(pod).or_default().volumes.push(volume);
         }
+        reading
+    }
+
+    /// The use of a volume that was asked for it, as far as it is known.
+    fn asked(&self, of: PodVolume) -> Option<(PodUid, VolumeUse)> {
+        let VolumeNumbers { capacity, abnormal } = self.remote.get(&of.volume.path)?;
+        let fs = FsUse { capacity, used: None };
+        Some((of.pod, VolumeUse { name: of.name, fs, ephemeral: false, claim: of.claim, abnormal }))
+    }
+
+    /// The claims of these volumes with what is known of their use. What is old is asked for; nothing waits for it.
+    pub(super) async fn claims(&self, asked: Vec<PodVolume>) -> BTreeMap<(String, String), ClaimUse> {
+        self.remote.refresh(asked.iter().map(|v| v.volume.clone()).collect(), Duration::ZERO).await;
+        let claims = asked.into_iter().filter_map(|of| {
+            let VolumeNumbers { capacity, abnormal } = self.remote.get(&of.volume.path)?;
+            Some((of.claim?, ClaimUse { capacity, abnormal }))
+        });
+        claims.collect()
     }
 
     /// Has what is too old counted again, and waits a while for that. The counting goes on after the wait.
@@ -186,7 +218,7 @@ impl Known {
             let fs = match &volume.source {
                 // The kubelet has no numbers of a path of the node either.
                 VolumeSource::HostPath { .. } | VolumeSource::NotYet { .. } => return None,
-                // Drivers tell theirs, and a server that is away must hold up nobody who asks.
+                // These are asked by tasks of their own.
                 VolumeSource::Nfs(_)
                 | VolumeSource::Csi(_)
                 | VolumeSource::PersistentVolumeClaim { .. }
