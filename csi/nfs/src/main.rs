@@ -52,7 +52,7 @@ use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
 /// Calls of one connection that are worked on at a time.
-const MOST_CALLS: usize = 128;
+const MOST_CALLS: usize = 1024;
 
 /// How long calls and copies may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(5);

@@ -52,18 +52,22 @@ impl Node {
     }
 }
 
-/// An absolute path without tricks.
+/// A path of a pod's volume, as the list of mounts has it: absolute, and with the links on the way to it resolved
+/// (`/var/lib/kubelet` may be one). The volume itself is not looked at, as it may be on a server that is gone.
 ///
 /// # Errors
 /// The path is missing, relative, or has a part that is no name.
 fn path(field: &str, text: &str) -> Result<PathBuf, Error> {
+    let refused = || Error::field(field, format!("{text:?} is no absolute path without dots"));
     let path = Path::new(text);
     let plain = path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
-    if !path.is_absolute() || !plain || path.parent().is_none() || text.contains('\0') {
-        return Err(Error::field(field, format!("{text:?} is no absolute path without dots")));
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(refused()) };
+    if !path.is_absolute() || !plain || text.contains('\0') {
+        return Err(refused());
     }
-    // Without slashes at its end, as the list of mounts has it.
-    Ok(path.components().collect())
+    // Nothing can be below a directory that is not there.
+    let parent = parent.canonicalize().unwrap_or_else(|_| parent.components().collect());
+    Ok(parent.join(name))
 }
 
 fn required(field: &str, value: &str) -> Result<(), Error> {
@@ -211,7 +215,14 @@ mod tests {
 
     #[test]
     fn paths_are_absolute_and_plain() {
-        assert_eq!(path("p", "/var/lib//x/").unwrap(), Path::new("/var/lib/x"));
+        assert_eq!(path("p", "/nowhere/lib//x/").unwrap(), Path::new("/nowhere/lib/x"));
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let found = path("p", &link.join("volume").display().to_string()).unwrap();
+        assert_eq!(found, real.canonicalize().unwrap().join("volume"));
+        assert_eq!(path("p", &link.display().to_string()).unwrap().file_name(), link.file_name());
         for bad in ["", "x", "/", "/a/../b", "/..", "../a", "/a\0"] {
             assert!(path("p", bad).is_err(), "{bad:?}");
         }

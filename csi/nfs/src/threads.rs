@@ -2,7 +2,7 @@
 //! server that is gone cannot be ended; it stays until the server answers, and holds up nobody but the callers of the
 //! same server.
 //!
-//! Invariant: at most [`MOST_A_SERVER`] threads wait for one server.
+//! Invariant: at most [`MOST_A_SERVER`] threads wait for one server, and [`MOST_UNMOUNTS`] to be rid of it.
 
 use crate::error::{Error, Result};
 use std::{
@@ -19,10 +19,14 @@ use tokio::{
 /// Most threads that work on one server at a time.
 const MOST_A_SERVER: usize = 16;
 
+/// Most threads that unmount volumes of one server at a time: more, because the pods on it are to end, and each such
+/// thread stays until the kernel has stored what the pod wrote.
+const MOST_UNMOUNTS: usize = 256;
+
 /// Starts threads.
 #[derive(Debug, Default)]
 pub(crate) struct Threads {
-    servers: Mutex<HashMap<String, Arc<Semaphore>>>,
+    servers: Mutex<HashMap<(String, usize), Arc<Semaphore>>>,
 }
 
 impl Threads {
@@ -38,12 +42,37 @@ impl Threads {
         work: impl FnOnce() -> Result<T> + Send + 'static,
         overdue: impl FnOnce(u64) -> Error,
     ) -> Result<T> {
+        self.run_beside(MOST_A_SERVER, server, patience, work, overdue).await
+    }
+
+    /// As [`Threads::run`], for the unmount of a volume.
+    ///
+    /// # Errors
+    /// As [`Threads::run`].
+    pub(crate) async fn unmount(
+        &self,
+        server: &str,
+        patience: Duration,
+        work: impl FnOnce() -> Result<()> + Send + 'static,
+        overdue: impl FnOnce(u64) -> Error,
+    ) -> Result<()> {
+        self.run_beside(MOST_UNMOUNTS, server, patience, work, overdue).await
+    }
+
+    async fn run_beside<T: Send + 'static>(
+        &self,
+        most: usize,
+        server: &str,
+        patience: Duration,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+        overdue: impl FnOnce(u64) -> Error,
+    ) -> Result<T> {
         let end = Instant::now() + patience;
-        let permit = match timeout_at(end, self.of(server).acquire_owned()).await {
+        let permit = match timeout_at(end, self.of(server, most).acquire_owned()).await {
             Ok(Ok(permit)) => permit,
             // The semaphore is never closed.
             Ok(Err(_)) | Err(_) => {
-                let reason = format!("{MOST_A_SERVER} operations already wait for it");
+                let reason = format!("{most} operations already wait for it");
                 return Err(Error::Busy { what: format!("ask the server {server}"), reason });
             }
         };
@@ -62,12 +91,10 @@ impl Threads {
         }
     }
 
-    fn of(&self, server: &str) -> Arc<Semaphore> {
+    fn of(&self, server: &str, most: usize) -> Arc<Semaphore> {
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         servers.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
-        Arc::clone(
-            servers.entry(server.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(MOST_A_SERVER))),
-        )
+        Arc::clone(servers.entry((server.to_owned(), most)).or_insert_with(|| Arc::new(Semaphore::new(most))))
     }
 }
 

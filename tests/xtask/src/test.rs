@@ -32,14 +32,15 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub(crate) struct Args {
     /// Run only this suite: fmt, clippy, deny, ebpf, arrows, docs, crates, plan (a million histories),
     /// mutations (a hundred thousand of each kind of input), services (five minutes of churn, two nodes),
-    /// csi (the CSI crates, and csi-sanity against the driver for NFS), node (all node suites), one of the node suites (demo, lifecycle, output, pulls, kill, parity), cluster (one
-    /// outage of a real control plane), or vm (Debian in a VM). A suite named here runs in full.
+    /// csi (the CSI crates, and csi-sanity against the driver for NFS), nfs (that driver with a real server, in a
+    /// VM), node (all node suites), one of the node suites (demo, lifecycle, output, pulls, kill, parity), cluster
+    /// (one outage of a real control plane), or vm (Debian in a VM). A suite named here runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
     /// With --suite: run only the part that the default run has of this suite.
     #[arg(long)]
     quick: bool,
-    /// With the suite vm: the kernel, `stable` (Debian 13's own), `oldest`, `newest` or the beginning of a
+    /// With the suites vm and nfs: the kernel, `stable` (Debian 13's own), `oldest`, `newest` or the beginning of a
     /// release.
     #[arg(long, value_name = "KERNEL", default_value = "stable")]
     kernel: String,
@@ -84,6 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("mutations") => run.mutations()?,
         Some("csi") => run.csi()?,
         Some("cluster") => crate::outage::suite(&mut run.tally)?,
+        Some("nfs") => run.nfs(&args.kernel)?,
         Some("vm") => crate::vm::suite(&args.kernel, args.filter.as_deref(), &mut run.tally)?,
         Some("services") => run.suites(SERVICES, None, !args.quick)?,
         Some("node") => run.suites(NODE, None, !args.quick)?,
@@ -242,6 +244,16 @@ impl Run {
             crate::csi::sanity(&mut self.tally)?;
         }
         Ok(())
+    }
+
+    /// The driver for NFS with a real server, in a VM.
+    fn nfs(&mut self, kernel: &str) -> Result<()> {
+        let built = out::timed("build the tests of berth-csi-nfs", || {
+            binaries::build(&["--package", "berth-csi-nfs", "--test", "driver"])
+        });
+        let Some(all) = self.built("build", built)? else { return Ok(()) };
+        let tests = all.first().context("berth-csi-nfs has no tests of calls")?;
+        crate::vm::csi::suite(kernel, tests.program(), &mut self.tally)
     }
 
     /// The suites of a crate, or one of them: in full with `full`, otherwise a tenth of the repetitions.

@@ -8,6 +8,7 @@
 mod by_hand;
 mod cache;
 mod checks;
+pub(crate) mod csi;
 mod image;
 mod kernel;
 mod machine;

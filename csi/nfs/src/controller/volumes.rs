@@ -18,7 +18,7 @@ use crate::{
 use berth_csi_proto::csi::CapacityRange;
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{Dir, Mode, fchmod},
+    fs::{Dir, Mode, fchmod, fstat},
 };
 use tracing::{info, warn};
 
@@ -140,6 +140,7 @@ impl NewVolume {
                     capacity: self.capacity.size(),
                     source: source.transpose()?,
                     adopted,
+                    copied: None,
                     ready: false,
                 };
                 share.store_volume(&handle, &new)?;
@@ -150,7 +151,7 @@ impl NewVolume {
             return Ok(record);
         }
         match &self.source {
-            Some(source) => self.copy(share, source_share, source, &handle, operation)?,
+            Some(source) => self.copy(share, source_share, source, &record, operation)?,
             None => {
                 operation.step("making the directory");
                 let (dir, _) = share.make(sub_dir(&handle)?.as_str())?;
@@ -181,18 +182,28 @@ impl NewVolume {
         Ok(there)
     }
 
+    /// Fills the directory of a volume that is on record. Its place is taken by the whole copy alone: a directory that
+    /// somebody else made there meanwhile is another one.
     fn copy(
         &self,
         share: &Share,
         source_share: &Share,
         source: &Source,
-        handle: &VolumeHandle,
+        record: &VolumeRecord,
         operation: &Operation,
     ) -> Result<()> {
-        let dir = sub_dir(handle)?;
-        // A driver that died between the last two steps of a creation left a whole copy.
-        if share.open(dir)?.is_some() {
-            return Ok(());
+        let handle = self.handle();
+        let dir = sub_dir(&handle)?;
+        let inode = |fd: &OwnedFd| {
+            fstat(fd).map(|stat| stat.st_ino).map_err(|e| Error::file("look at", dir.as_str(), e))
+        };
+        if let Some(there) = share.open(dir)? {
+            return if record.copied == Some(inode(&there)?) {
+                Ok(())
+            } else {
+                let what = format!("volume {}", self.name);
+                Err(Error::Exists { what, reason: "its directory was made by somebody else".into() })
+            };
         }
         let from = source.open(source_share)?;
         let (to, path) = share.begin_copy(&handle.key, operation)?;
@@ -201,6 +212,7 @@ impl NewVolume {
         // A source that was deleted meanwhile, by another driver, looked like one whose files were removed.
         source.open(source_share)?;
         self.set_mode(&to)?;
+        share.store_volume(&handle, &VolumeRecord { copied: Some(inode(&to)?), ..record.clone() })?;
         share.place(&path, dir.as_str())
     }
 
@@ -278,3 +290,6 @@ pub(super) fn expand(share: &Share, handle: &VolumeHandle, wanted: Capacity) -> 
     share.store_volume(handle, &record)?;
     Ok(record.capacity)
 }
+
+#[cfg(test)]
+mod tests;

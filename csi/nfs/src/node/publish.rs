@@ -48,6 +48,16 @@ struct Running {
     all: Attempts,
 }
 
+/// The call's side of an attempt. A call that ends without the mount, also because its caller went away, leaves nobody
+/// who would unmount it: the mount is not attached any more.
+struct Wanted(Arc<Mutex<bool>>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.all.lock().remove(&self.target);
@@ -136,6 +146,7 @@ impl Node {
             let reason = format!("it is for one pod, and is mounted at {}", other.point.display());
             return Err(Error::State { what: format!("publish volume {}", request.volume_id), reason });
         }
+        let _wanted = Wanted(Arc::clone(&running.abandoned));
         let server = location.server.as_str().to_owned();
         let mounter = Arc::clone(&self.mounter);
         let source = location.source();
@@ -154,12 +165,7 @@ impl Node {
             info!(source = location.source(), target = %running.target.display(), "mounted");
             Ok(())
         };
-        let attempts = self.attempts.clone();
-        let overdue = move |seconds| {
-            // Nobody would unmount it: the caller takes the call for failed.
-            attempts.abandon(&target);
-            Error::Deadline { what: format!("mount {source}"), seconds }
-        };
+        let overdue = move |seconds| Error::Deadline { what: format!("mount {source}"), seconds };
         self.threads.run(&server, MOUNT, work, overdue).await
     }
 }

@@ -40,7 +40,7 @@ impl Node {
             let path = target.clone();
             let before = mountinfo::at(&target)?.len();
             let overdue = |seconds| Error::Deadline { what: format!("unmount {source}"), seconds };
-            match self.threads.run(&server, UNMOUNT, move || unmount_one(&path), overdue).await {
+            match self.threads.unmount(&server, UNMOUNT, move || unmount_one(&path), overdue).await {
                 Ok(()) => info!(source, target = %target.display(), "unmounted"),
                 Err(error) if mountinfo::at(&target)?.len() < before => {
                     warn!(source, target = %target.display(), %error, "the mount is out of sight; the kernel writes the rest when the server answers");

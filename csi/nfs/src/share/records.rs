@@ -40,6 +40,9 @@ pub(crate) struct VolumeRecord {
     /// Whether the directory was there before the volume. It is never removed then.
     #[serde(default)]
     pub(crate) adopted: bool,
+    /// Inode of the whole copy, stored before it gets its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) copied: Option<u64>,
     /// Whether the directory is complete.
     pub(crate) ready: bool,
 }

@@ -22,6 +22,7 @@ fn volume(name: &str, sub: &str) -> (VolumeHandle, VolumeRecord) {
         capacity: 5,
         source: None,
         adopted: false,
+        copied: None,
         ready: true,
     };
     (VolumeHandle::parse(&id).unwrap(), record)

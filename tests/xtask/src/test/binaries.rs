@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -28,6 +28,11 @@ pub(crate) struct Binary {
 }
 
 impl Binary {
+    /// Path of the program.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Name of the crate.
     pub(crate) fn package(&self) -> &str {
         self.name.split('/').next().unwrap_or_default()

@@ -52,7 +52,7 @@ pub(super) fn run(machine: &mut Machine, filter: Option<&str>, tally: &mut Tally
         if filter.is_some_and(|f| !name.contains(f)) {
             continue;
         }
-        script(machine, name, tally)?;
+        script(machine, name, LIMIT, tally)?;
         if let Step::Reboot { .. } = step {
             reboot(machine, tally)?;
         }
@@ -60,13 +60,17 @@ pub(super) fn run(machine: &mut Machine, filter: Option<&str>, tally: &mut Tally
     Ok(())
 }
 
-fn script(machine: &mut Machine, name: &str, tally: &mut Tally) -> Result<()> {
+/// Runs a script; each of its checks counts as a test.
+///
+/// # Errors
+/// The connection to the VM is lost.
+pub(super) fn script(machine: &mut Machine, name: &str, limit: Duration, tally: &mut Tally) -> Result<()> {
     out::line(&format!("… {name}"));
     let begun = Instant::now();
     let mut last = Instant::now();
     let (mut ended, mut rest) = (false, Vec::new());
     let script = format!("cd /root/checks && . ./lib.sh && . ./{name}.sh && echo END");
-    let code = machine.run(&script, LIMIT, |line| {
+    let code = machine.run(&script, limit, |line| {
         let (verdict, what) = line.split_once(' ').unwrap_or((line, ""));
         match verdict {
             "PASS" => {

@@ -21,6 +21,16 @@ const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"
 /// Enabled units: Debian's and the guest's own.
 const ENABLED: [&str; 3] = ["systemd-networkd", "systemd-resolved", "vm-command"];
 
+/// Units that do not start with the machine: those of NFS, which one suite starts.
+const DISABLED: [&str; 6] = [
+    "nfs-server.service",
+    "nfs-blkmap.service",
+    "nfs-client.target",
+    "rpcbind.service",
+    "rpcbind.socket",
+    "rpc-statd-notify.service",
+];
+
 /// Masked units: those that need the network or run long periodic jobs.
 const MASKED: [&str; 6] = [
     "apt-daily.timer",
@@ -85,7 +95,9 @@ pub(super) fn get(cache: &Cache, root: &Path, kernel: &Kernel) -> Result<Image> 
 fn parts(root: &Path, guest: &Path) -> Result<Vec<u8>> {
     let made = root.with_extension("packages");
     let mut parts = fs::read(&made).with_context(|| format!("cannot read {}", made.display()))?;
-    parts.extend([ENABLED.join(","), MASKED.join(","), MODULES.join(",")].concat().into_bytes());
+    parts.extend(
+        [ENABLED.join(","), DISABLED.join(","), MASKED.join(","), MODULES.join(",")].concat().into_bytes(),
+    );
     let mut files = vec![guest.to_owned()];
     while let Some(path) = files.pop() {
         if path.is_dir() {
@@ -136,6 +148,7 @@ fn furnish(stage: &Path, guest: &Path, kernel: &Kernel) -> Result<()> {
     std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", &resolv)
         .context("cannot link resolv.conf")?;
     chroot(&[&["systemctl", "-q", "mask"], &MASKED[..]].concat())?;
+    chroot(&[&["systemctl", "-q", "disable"], &DISABLED[..]].concat())?;
     chroot(&[&["systemctl", "-q", "enable"], &ENABLED[..]].concat())
 }
 

@@ -9,7 +9,7 @@ use std::{fs, path::PathBuf, process::Command};
 pub(super) const RELEASE: &str = "trixie";
 
 /// Packages of the node and of the checks.
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 20] = [
     "systemd",
     "systemd-sysv",
     "systemd-resolved",
@@ -29,6 +29,7 @@ const PACKAGES: [&str; 19] = [
     "bind9-dnsutils",
     "bpftool",
     "curl",
+    "nfs-kernel-server",
 ];
 
 /// Directory of the root file system. Built where the cache has none with these packages.
