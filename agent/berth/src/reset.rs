@@ -5,6 +5,10 @@ use crate::lock;
 use anyhow::Context as _;
 use berth_core::roots::Roots;
 use berth_network::{Network, NetworkConfig};
+use std::time::Duration;
+
+/// Time for connections that the programs translate, once new ones are left to the host's stack.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// Options of `berth reset`.
 #[derive(Debug, clap::Args)]
@@ -33,6 +37,12 @@ fn remove(roots: &Roots) -> anyhow::Result<()> {
         return Ok(());
     }
     let _lock = lock::take(&roots.agent_lock())?;
+    // Connections that are short end before the programs are gone.
+    match berth_services::drain(roots) {
+        Ok(true) => std::thread::sleep(DRAIN),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "cannot leave new connections to the host's stack first"),
+    }
     let detached = berth_services::detach(roots).map_err(anyhow::Error::from_boxed);
     detached.context("remove the programs of Services")?;
     let ids = roots.services_file();

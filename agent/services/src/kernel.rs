@@ -9,8 +9,11 @@ mod devices;
 mod pod_networks;
 mod tables;
 
-use crate::{AttachOutcome, Cause, DatapathBackend, HostNetwork, PodNetwork, veth_pair};
+use crate::{
+    AttachOutcome, Cause, DatapathBackend, FamilyTables, HostNetwork, Net, NodeTables, PodNetwork, veth_pair,
+};
 use berth_core::{ids::PodUid, roots::Roots};
+use berth_ebpf_abi::{Config, Prefix, V4, V6};
 use berth_ebpf_loader::{
     self as loader, Access, Datapath, DeviceRole, Pins, Place, Prepared, Sizes, StalePeer,
 };
@@ -331,6 +334,37 @@ pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
     let mounts = berth_sys::mount::mounts()?;
     let v2 = mounts.iter().find(|m| m.fs_type == "cgroup2" && m.mount_point.starts_with(&roots.cgroup_mount));
     Ok(v2.map(|v2| v2.mount_point.join(&roots.cgroup_hooks)))
+}
+
+/// Leaves new connections to the host's stack, while those that the programs translate go on. Returns whether any Service
+/// was answered until then.
+///
+/// # Errors
+/// The maps cannot be opened or written.
+pub fn drain(roots: &Roots) -> Result<bool, Cause> {
+    let pins = Pins::new(&roots.bpf_pins);
+    if !pins.root().is_dir() {
+        return Ok(false);
+    }
+    let mut maps = Datapath::open(&pins, Access::Write)?;
+    // An address of a Service range without an entry would be dropped.
+    let config = NodeTables::config(&mut maps);
+    let written = config.read()?;
+    let without_ranges = written.into_iter().map(|(key, config)| {
+        (key, Config { service4: [Prefix::default(); 2], service6: [Prefix::default(); 2], ..config })
+    });
+    config.put(&without_ranges.collect::<Vec<_>>())?;
+    let v4 = no_services::<V4>(&mut maps)?;
+    let v6 = no_services::<V6>(&mut maps)?;
+    Ok(v4 || v6)
+}
+
+/// Deletes the frontends of a family. Returns whether there were any.
+fn no_services<A: Net>(tables: &mut dyn FamilyTables<A>) -> Result<bool, Cause> {
+    let services = tables.services();
+    let keys: Vec<_> = services.read()?.into_iter().map(|(key, _)| key).collect();
+    services.delete(&keys)?;
+    Ok(!keys.is_empty())
 }
 
 /// Removes all programs, maps, links and the record of stale backends. The BPF file system is unmounted where

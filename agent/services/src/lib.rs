@@ -41,7 +41,7 @@ pub use interfaces::{
     ServiceInputs, SourceChanges,
 };
 pub use kernel::{
-    ClearPods, DeviceEvents, KubeletPods, LinuxDatapath, LinuxDatapathConfig, PodNetworks, detach,
+    ClearPods, DeviceEvents, KubeletPods, LinuxDatapath, LinuxDatapathConfig, PodNetworks, detach, drain,
     hooks_group, read_network,
 };
 pub use metrics::NoLocalEndpoints;
