@@ -5,8 +5,8 @@
 //! One task. It begins once the Node is known, writes upon each change of the drivers or of the Node's UID, and compares
 //! every five minutes, for what another one has changed. The objects are computed by `berth_source::csi_node`.
 //!
-//! On failure: tried again after 0.1 s to 10 s. A driver whose topology contradicts the Node's labels is left out and
-//! logged; the others are not affected.
+//! On failure: tried again after 0.1 s to 10 s. A driver whose topology contradicts the Node's labels, or whose name, id
+//! or topology the API server refuses, is left out and logged; the others are not affected.
 
 use super::node::NewestNode;
 use crate::{Task, rights, wait::backoff};
@@ -15,6 +15,7 @@ use berth_kube::{
     Error,
     pool::Pool,
     request::{Patch, Preconditions, Request},
+    status::Refusal,
 };
 use berth_source::csi_node::{CsiNodeChange, CsiNodeDriver, csi_node_change, node_patch, topology_conflict};
 use serde_json::Value;
@@ -46,17 +47,23 @@ pub fn start<P: Send + Sync + 'static>(
     plugins: watch::Receiver<P>,
     read: fn(&P) -> Vec<CsiNodeDriver>,
 ) -> Task {
-    let writer = Writer { pool, node, object, known: BTreeSet::new(), conflicts: BTreeMap::new() };
-    Task::spawn(run(writer, plugins, read))
+    let api = Server { pool, node: node.clone() };
+    let writer = Writer { api, node, known: BTreeSet::new(), refused: BTreeMap::new() };
+    Task::spawn(run(writer, object, plugins, read))
 }
 
-async fn run<P>(mut writer: Writer, mut plugins: watch::Receiver<P>, read: fn(&P) -> Vec<CsiNodeDriver>) {
-    let mut nodes = writer.object.changes();
+async fn run<P>(
+    mut writer: Writer<Server>,
+    object: NewestNode,
+    mut plugins: watch::Receiver<P>,
+    read: fn(&P) -> Vec<CsiNodeDriver>,
+) {
+    let mut nodes = object.changes();
     let (mut failures, mut told) = (0, None);
     loop {
         // A Node that was deleted takes its CSINode with it.
         let Ok(node) = nodes.wait_for(Option::is_some).await.map(|node| node.clone()) else { return };
-        let uid = writer.object.uid();
+        let uid = object.uid();
         let drivers = read(&plugins.borrow_and_update());
         let written = match (&node, &uid) {
             (Some(node), Some(uid)) => writer.write(node, uid, drivers).await,
@@ -97,80 +104,143 @@ async fn run<P>(mut writer: Writer, mut plugins: watch::Receiver<P>, read: fn(&P
     }
 }
 
-struct Writer {
-    pool: Pool,
-    node: NodeName,
-    object: NewestNode,
-    /// The drivers that were registered since the agent started.
-    known: BTreeSet<String>,
-    /// The conflicts that were logged, by driver.
-    conflicts: BTreeMap<String, String>,
+/// What the API server is asked for.
+trait CsiNodeApi: Send + Sync + 'static {
+    /// Changes the Node's labels and annotations.
+    fn patch_node(&self, patch: &Value) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Reads the CSINode; `None` if there is none.
+    fn read(&self) -> impl Future<Output = Result<Option<Value>, Error>> + Send;
+
+    /// Changes the CSINode, which was `before`.
+    fn change(
+        &self,
+        change: CsiNodeChange,
+        before: Option<&Value>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
-impl Writer {
-    /// Makes the Node and the CSINode say what the drivers say.
+/// The API server itself.
+struct Server {
+    pool: Pool,
+    node: NodeName,
+}
+
+impl Server {
+    fn path(&self) -> String {
+        format!("{PATH}/{}", self.node)
+    }
+
+    async fn send(&self, request: Request) -> Result<Value, Error> {
+        let answer = self.pool.send(&request.within(DEADLINE)).await?;
+        // What is no object is the caller's.
+        Ok(serde_json::from_slice(&answer.body).unwrap_or_default())
+    }
+}
+
+impl CsiNodeApi for Server {
+    async fn patch_node(&self, patch: &Value) -> Result<(), Error> {
+        let target = format!("/api/v1/nodes/{}", self.node);
+        self.send(Request::patch(target, Patch::StrategicMerge, patch.to_string())).await.map(drop)
+    }
+
+    async fn read(&self) -> Result<Option<Value>, Error> {
+        match self.send(Request::get(self.path())).await {
+            Err(error) if error.refusal().is_some_and(Refusal::is_not_found) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    async fn change(&self, change: CsiNodeChange, before: Option<&Value>) -> Result<(), Error> {
+        let request = match change {
+            CsiNodeChange::Create(object) => Request::create(PATH, object.to_string()),
+            CsiNodeChange::Put(object) => Request::put(self.path(), object.to_string()),
+            CsiNodeChange::Delete => {
+                let version = before.and_then(|b| b["metadata"]["resourceVersion"].as_str());
+                let resource_version = version.map(str::to_owned);
+                let precise = Preconditions { resource_version, ..Preconditions::default() };
+                Request::delete(self.path(), None, &precise)
+            }
+        };
+        self.send(request).await.map(drop)
+    }
+}
+
+struct Writer<A> {
+    api: A,
+    node: NodeName,
+    /// The drivers that were registered since the agent started.
+    known: BTreeSet<String>,
+    /// Why drivers are not shown, by name, as it was logged.
+    refused: BTreeMap<String, String>,
+}
+
+impl<A: CsiNodeApi> Writer<A> {
+    /// Makes the Node and the CSINode say what the drivers say. A driver that contradicts the Node, or that the API
+    /// server refuses, is left out, and the others are not affected.
     async fn write(&mut self, node: &Value, uid: &str, drivers: Vec<CsiNodeDriver>) -> Result<(), Error> {
         self.known.extend(drivers.iter().map(|d| d.name.clone()));
-        let drivers = self.without_conflicts(node, drivers);
-        if let Some(patch) = node_patch(node, &drivers, &self.known) {
-            let target = format!("/api/v1/nodes/{}", self.node);
-            self.send(&Request::patch(target, Patch::StrategicMerge, patch.to_string())).await?;
+        let mut refused = BTreeMap::new();
+        let mut fitting = Vec::<CsiNodeDriver>::new();
+        for driver in drivers {
+            match topology_conflict(&driver, node, fitting.iter()) {
+                None => fitting.push(driver),
+                Some(conflict) => drop(refused.insert(driver.name, conflict.to_string())),
+            }
+        }
+        let mut written = self.write_all(node, uid, &fitting).await;
+        if written.as_ref().is_err_and(is_about_the_drivers) && !fitting.is_empty() {
+            let mut accepted = Vec::new();
+            for driver in fitting {
+                let name = driver.name.clone();
+                accepted.push(driver);
+                match self.write_all(node, uid, &accepted).await {
+                    Err(error) if is_about_the_drivers(&error) => {
+                        accepted.pop();
+                        refused.insert(name.clone(), format!("driver {name} is refused: {}", Chain(&error)));
+                    }
+                    other => other?,
+                }
+            }
+            // The last one may have been refused halfway.
+            written = self.write_all(node, uid, &accepted).await;
+        }
+        for (name, why) in &refused {
+            if self.refused.get(name) != Some(why) {
+                tracing::warn!("cannot show a CSI driver in the CSINode: {why}");
+            }
+        }
+        self.refused = refused;
+        written
+    }
+
+    async fn write_all(&self, node: &Value, uid: &str, drivers: &[CsiNodeDriver]) -> Result<(), Error> {
+        if let Some(patch) = node_patch(node, drivers, &self.known) {
+            self.api.patch_node(&patch).await?;
         }
         for _ in 0..CHANGES {
-            let one = format!("{PATH}/{}", self.node);
-            let before = match self.send(&Request::get(one.clone())).await {
-                Ok(before) => Some(before),
-                Err(error) if error.refusal().is_some_and(|r| r.is_not_found()) => None,
-                Err(error) => return Err(error),
-            };
+            let before = self.api.read().await?;
             if before.as_ref().is_some_and(|before| !before.is_object()) {
                 tracing::debug!("the API server answered with no CSINode");
                 return Ok(());
             }
-            let change = csi_node_change(&self.node, uid, before.as_ref(), &drivers, &self.known);
-            let request = match change {
-                None => return Ok(()),
-                Some(CsiNodeChange::Create(object)) => Request::create(PATH, object.to_string()),
-                Some(CsiNodeChange::Put(object)) => Request::put(one, object.to_string()),
-                Some(CsiNodeChange::Delete) => {
-                    let version = before.as_ref().and_then(|b| b["metadata"]["resourceVersion"].as_str());
-                    let resource_version = version.map(str::to_owned);
-                    let precise = Preconditions { resource_version, ..Preconditions::default() };
-                    Request::delete(one, None, &precise)
-                }
-            };
-            match self.send(&request).await {
+            let change = csi_node_change(&self.node, uid, before.as_ref(), drivers, &self.known);
+            let Some(change) = change else { return Ok(()) };
+            match self.api.change(change, before.as_ref()).await {
                 // Somebody else wrote it, or an answer was lost: read it again.
                 Err(error) if error.refusal().is_some_and(|r| r.is_conflict() || r.is_not_found()) => {}
-                other => other.map(drop)?,
+                other => other?,
             }
         }
         // Another writer is at it as well: the next comparison comes.
         Ok(())
     }
-
-    /// The drivers whose topology fits the Node and each other. The first by name wins.
-    fn without_conflicts(&mut self, node: &Value, drivers: Vec<CsiNodeDriver>) -> Vec<CsiNodeDriver> {
-        let (mut fitting, mut conflicts) = (Vec::<CsiNodeDriver>::new(), BTreeMap::new());
-        for driver in drivers {
-            match topology_conflict(&driver, node, fitting.iter()) {
-                None => fitting.push(driver),
-                Some(conflict) => {
-                    let text = conflict.to_string();
-                    if self.conflicts.get(&driver.name) != Some(&text) {
-                        tracing::warn!("cannot show a CSI driver in the CSINode: {text}");
-                    }
-                    conflicts.insert(driver.name, text);
-                }
-            }
-        }
-        self.conflicts = conflicts;
-        fitting
-    }
-
-    async fn send(&self, request: &Request) -> Result<Value, Error> {
-        let answer = self.pool.send(&request.clone().within(DEADLINE)).await?;
-        // What is no object is the caller's.
-        Ok(serde_json::from_slice(&answer.body).unwrap_or_default())
-    }
 }
+
+/// Whether the API server takes offence at what a driver says: its name, id or topology (400, 403, 422).
+fn is_about_the_drivers(error: &Error) -> bool {
+    error.refusal().is_some_and(|refusal| matches!(refusal.code, 400 | 403 | 422))
+}
+
+#[cfg(test)]
+mod tests;
