@@ -191,10 +191,14 @@ impl Copy<'_> {
             return Ok(false);
         }
         let make = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Nobody else can enter the copy, so that its files may have their modes at once.
         let target =
-            openat(to, name, make, Mode::RUSR | Mode::WUSR).map_err(system("make a file in the copy of"))?;
+            openat(to, name, make, attributes::mode(&stat)).map_err(system("make a file in the copy of"))?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        content::copy(source.as_fd(), target.as_fd(), size, |bytes| self.operation.progress(0, bytes))?;
+        let sparse = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) < size;
+        content::copy(source.as_fd(), target.as_fd(), size, sparse, |bytes| {
+            self.operation.progress(0, bytes)
+        })?;
         attributes::copy(source.as_fd(), target.as_fd(), &stat)?;
         Ok(true)
     }

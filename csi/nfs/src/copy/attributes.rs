@@ -51,12 +51,18 @@ pub(super) fn owner_at(dir: impl AsFd, name: &CStr, stat: &Stat) -> rustix::io::
 /// error: the copy would belong to somebody else.
 pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> Copied<()> {
     let made = fstat(to).map_err(system("look at the copy of"))?;
+    // Each change is a request to the server, so what is right already is left.
+    let mut is_mode = made.st_mode & 0o7777 == stat.st_mode & 0o7777;
     if (made.st_uid, made.st_gid) != (stat.st_uid, stat.st_gid) {
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         fchown(to, Some(uid), Some(gid))
             .map_err(system("give an owner (does the server export with no_root_squash?) to the copy of"))?;
+        // The kernel clears setuid.
+        is_mode = false;
     }
-    fchmod(to, mode(stat)).map_err(system("set the mode of the copy of"))?;
+    if !is_mode {
+        fchmod(to, mode(stat)).map_err(system("set the mode of the copy of"))?;
+    }
     extended(from, to)?;
     futimens(to, &times(stat)).map_err(system("set the times of the copy of"))
 }
@@ -69,6 +75,7 @@ fn extended(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Copied<()> {
         Err(Errno::OPNOTSUPP) => return Ok(()),
         Err(e) => return Err(system("list the attributes of")(e)),
     };
+    let mut there = vec![0; LONGEST];
     for name in names.get(..length).unwrap_or_default().split(|b| *b == 0).filter(|n| !n.is_empty()) {
         let of_users = name.starts_with(b"user.");
         if !of_users && !name.starts_with(b"system.") && name != b"security.capability" {
@@ -81,7 +88,13 @@ fn extended(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Copied<()> {
             Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
             Err(e) => return Err(system("read an attribute of")(e)),
         };
-        match fsetxattr(to, name, value.get(..length).unwrap_or_default(), XattrFlags::empty()) {
+        let value = value.get(..length).unwrap_or_default();
+        // An access list that says no more than the mode is there already.
+        if !of_users && fgetxattr(to, name, there.as_mut_slice()).is_ok_and(|l| there.get(..l) == Some(value))
+        {
+            continue;
+        }
+        match fsetxattr(to, name, value, XattrFlags::empty()) {
             Ok(()) | Err(Errno::OPNOTSUPP) => {}
             // An access list that the server computes from the mode.
             Err(_) if !of_users => {}

@@ -14,17 +14,19 @@ const STEP: u64 = 32 << 20;
 /// Bytes of one read where the server cannot copy.
 const BUFFER: usize = 1 << 20;
 
-/// Copies the first `size` bytes. A file that shrinks meanwhile has a hole at its end; bytes added meanwhile are left.
+/// Copies the first `size` bytes; `sparse` says whether there may be holes, for which the server is asked then. A file that shrinks meanwhile has a hole at its end; bytes added meanwhile are left.
 pub(super) fn copy(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     size: u64,
+    sparse: bool,
     mut progress: impl FnMut(u64) -> Result<()>,
 ) -> Copied<()> {
     let mut by_server = true;
     let mut at = 0;
     while at < size {
-        let Some((data, hole)) = next_data(from, at, size)? else { break };
+        let next = if sparse { next_data(from, at, size)? } else { Some((at, size)) };
+        let Some((data, hole)) = next else { break };
         at = data;
         while at < hole {
             let step = (hole - at).min(STEP);

@@ -129,7 +129,7 @@ fn a_copy_by_hand_is_the_same() {
     let to = File::create(memory.path().join("b")).unwrap();
     let mut told = 0;
     let from = File::open(path("a")).unwrap();
-    let done = content::copy(from.as_fd(), to.as_fd(), bytes.len() as u64, |n| {
+    let done = content::copy(from.as_fd(), to.as_fd(), bytes.len() as u64, true, |n| {
         told += n;
         Ok(())
     });
@@ -137,7 +137,7 @@ fn a_copy_by_hand_is_the_same() {
     assert_eq!(told, bytes.len() as u64);
     assert_eq!(fs::read(memory.path().join("b")).unwrap(), bytes);
     // A file that shrinks while it is copied keeps its size, with a hole.
-    let done = content::copy(from.as_fd(), to.as_fd(), bytes.len() as u64 + 5000, |_| Ok(()));
+    let done = content::copy(from.as_fd(), to.as_fd(), bytes.len() as u64 + 5000, false, |_| Ok(()));
     assert!(done.is_ok());
     assert_eq!(fs::metadata(memory.path().join("b")).unwrap().len(), bytes.len() as u64 + 5000);
 }

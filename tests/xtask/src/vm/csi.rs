@@ -13,7 +13,7 @@ use std::{
 };
 
 /// Time limit of the script.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1500);
 
 /// Runs the suite in a VM with this kernel. `tests` is the program of the driver's tests.
 ///
