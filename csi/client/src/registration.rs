@@ -3,7 +3,7 @@
 //! drivers until its socket goes.
 //!
 //! Owns: one task that follows the directory, and one for each socket, which a plugin that hangs holds up alone. All
-//! end with the [`Registration`]. At most [`sockets::MAX`] sockets count.
+//! end with the [`Registration`]. At most 128 sockets count.
 //!
 //! The result is a watch of [`Plugins`]: the drivers by name, and why a socket's plugin is none of them. A name has one
 //! driver: with two sockets the newer version wins, and with the same version the first; the other waits and follows

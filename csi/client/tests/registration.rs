@@ -298,6 +298,23 @@ async fn a_change_that_no_event_told_is_found() {
 }
 
 #[tokio::test]
+async fn more_sockets_than_count_change_nothing_for_the_first() {
+    let node = Node::new().await;
+    let driver = node.driver("a");
+    let _plugin = node.register("0", &driver, "1.0");
+    node.when(|p| p.drivers.len() == 1).await;
+    let mut plugins = node.registration.plugins();
+    // Nobody serves these.
+    let sockets: Vec<_> = (1000..1200)
+        .map(|n| std::os::unix::net::UnixListener::bind(node.registry().join(n.to_string())).unwrap())
+        .collect();
+    drop(sockets);
+    let found = when(&mut plugins, |p| p.problems.len() >= 127).await;
+    assert_eq!((found.problems.len(), endpoint(&found)), (127, Some(driver.endpoint())));
+    assert!(found.problems.keys().all(|path| *path < node.registry().join("1127")));
+}
+
+#[tokio::test]
 async fn all_tasks_end_with_the_registration() {
     let node = Node::new().await;
     let driver = node.driver("a");

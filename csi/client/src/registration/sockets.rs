@@ -12,7 +12,10 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 use tokio::{
@@ -59,6 +62,8 @@ impl AsRawFd for Watch {
 pub(super) struct Sockets {
     dir: PathBuf,
     inotify: Option<AsyncFd<Watch>>,
+    /// Whether it was logged that there are too many files.
+    too_many: AtomicBool,
 }
 
 impl Sockets {
@@ -73,7 +78,7 @@ impl Sockets {
         let inotify = inotify.inspect_err(|error| {
             tracing::warn!(%error, "cannot watch the plugin directory; it is read every second instead");
         });
-        Sockets { dir, inotify: inotify.ok() }
+        Sockets { dir, inotify: inotify.ok(), too_many: AtomicBool::new(false) }
     }
 
     /// The directory.
@@ -103,9 +108,9 @@ impl Sockets {
             };
             for entry in listed.flatten() {
                 entries += 1;
-                if entries > ENTRIES || found.len() >= MAX {
-                    tracing::warn!(dir = %self.dir.display(), "too many files in the plugin directory; the rest does not count");
-                    return Ok(found);
+                if entries > ENTRIES {
+                    left.clear();
+                    break;
                 }
                 let path = entry.path();
                 if entry.file_name().as_encoded_bytes().first() == Some(&b'.') {
@@ -118,6 +123,14 @@ impl Sockets {
                     found.insert(path, id);
                 }
             }
+        }
+        let too_many = entries > ENTRIES || found.len() > MAX;
+        // The first by name, so that it is the same ones each time.
+        while found.len() > MAX {
+            found.pop_last();
+        }
+        if too_many && !self.too_many.swap(true, Ordering::Relaxed) {
+            tracing::warn!(dir = %self.dir.display(), "too many files in the plugin directory; the rest does not count");
         }
         Ok(found)
     }
