@@ -10,8 +10,8 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Parser)]
 #[command(name = "berth-csi-nfs", version)]
 pub(crate) struct Args {
-    /// Socket of the driver: unix:///absolute/path.
-    #[arg(long, value_name = "URL", default_value = "unix:///csi/csi.sock")]
+    /// Socket of the driver: unix:///absolute/path. The kubelet can call it only with an @ in its name.
+    #[arg(long, value_name = "URL", default_value = "unix:///csi/driver@csi.sock")]
     pub(crate) endpoint: String,
     /// Name of this node, as the control plane has it.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]

@@ -51,8 +51,12 @@ impl registration_server::Registration for Registration {
 }
 
 /// The socket of a driver in the agent's directory of plugins.
+///
+/// The kubelet sends the path of a socket, with `%2F` for each slash, as the authority of its requests. Our side's HTTP
+/// refuses such a host, but takes the same before an `@`, where it is a user's name. So the name of a socket that the
+/// kubelet calls has an `@` in it.
 pub(crate) fn socket_path(dir: &Path, name: &str) -> PathBuf {
-    dir.join(format!("{name}-reg.sock"))
+    dir.join(format!("{name}@reg.sock"))
 }
 
 /// Serves the registration until the end. A refused registration is offered again as a new socket, because the agent
@@ -67,6 +71,9 @@ pub(crate) async fn serve(
     mut end: watch::Receiver<bool>,
 ) -> Result<()> {
     let path = socket_path(&dir, &name);
+    if !endpoint.file_name().is_some_and(|name| name.to_string_lossy().contains('@')) {
+        warn!(endpoint = %endpoint.display(), "the kubelet cannot call a socket without an @ in its name; Berth can");
+    }
     loop {
         let (socket, incoming) = Socket::bind(&path)?;
         let (refused, mut is_refused) = watch::channel(false);

@@ -11,5 +11,6 @@ mod attacks;
 mod copies;
 mod hangs;
 mod mounts;
+mod registration;
 mod setup;
 mod volumes;

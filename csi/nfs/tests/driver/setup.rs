@@ -100,12 +100,14 @@ impl Drop for Driver {
     }
 }
 
-async fn connect(socket: PathBuf) -> Channel {
+/// A channel to a socket, with requests of this origin.
+pub(crate) async fn connect(socket: PathBuf, origin: &str) -> Channel {
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap()
+    let endpoint = Endpoint::from_static("http://localhost").origin(origin.parse().unwrap());
+    endpoint.connect_with_connector(connector).await.unwrap()
 }
 
 impl Driver {
@@ -121,7 +123,7 @@ impl Driver {
     async fn spawn(dir: &Path, server: &Server) -> (Child, Channel) {
         let program = env::var_os("BERTH_CSI_NFS")
             .map_or_else(|| env!("CARGO_BIN_EXE_berth-csi-nfs").into(), PathBuf::from);
-        let socket = dir.join("csi.sock");
+        let socket = dir.join("driver@csi.sock");
         let child = Command::new(program)
             .arg(format!("--endpoint=unix://{}", socket.display()))
             .arg(format!("--register-in={}", dir.join("registry").display()))
@@ -138,7 +140,7 @@ impl Driver {
             .spawn()
             .unwrap();
         until("the driver's socket", || std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
-        (child, connect(socket).await)
+        (child, connect(socket, "http://localhost").await)
     }
 
     /// Ends the driver at once, as a node that loses power does.

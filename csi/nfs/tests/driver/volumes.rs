@@ -26,7 +26,7 @@ async fn a_deleted_volume_is_deleted_retained_or_archived() {
         assert_eq!(driver.own(dir), Vec::<std::path::PathBuf>::new(), "{dir}");
     }
     driver.terminate().await;
-    assert!(!driver.path("csi.sock").exists());
+    assert!(!driver.path("driver@csi.sock").exists());
     assert_eq!(fs::read_dir(driver.path("registry")).unwrap().count(), 0);
 }
 
