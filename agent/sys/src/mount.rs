@@ -180,7 +180,9 @@ pub fn unmount(dst: &Path) -> Result<bool> {
 /// # Errors
 /// The kernel refuses to read the path's attributes.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
-    match statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::empty()) {
+    // Without a question to a server of the file system, which may be away.
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    match statx(CWD, path, flags, StatxFlags::empty()) {
         Ok(x) => Ok(x.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
         Err(e) => Err(Error::Read { path: path.into(), source: e.into() }),

@@ -60,6 +60,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A directory of an NFS server cannot be mounted.
+    #[error("cannot mount {source_name}: {reason}")]
+    Nfs {
+        /// The server and the directory.
+        source_name: String,
+        /// What the kernel said.
+        reason: String,
+    },
     /// A driver of the volume is not registered with this node.
     #[error(
         "kubernetes.io/csi: {step} failed: driver name {driver} not found in the list of registered CSI drivers"
@@ -357,6 +365,7 @@ impl Error {
             | Error::MountOptions { volume, .. } => Some(volume),
             Error::Persistent { error, .. } => error.volume(),
             Error::Io { .. }
+            | Error::Nfs { .. }
             | Error::NoDriver { .. }
             | Error::Csi { .. }
             | Error::CsiUse { .. }

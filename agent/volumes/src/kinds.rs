@@ -7,6 +7,7 @@ pub(crate) mod csi;
 mod empty_dir;
 mod host_path;
 mod local;
+mod nfs;
 mod payload;
 
 use crate::{Error, Volumes, inputs::VolumeInputs, os, payload::VolumeFiles};
@@ -116,7 +117,12 @@ fn own_plugin<'a>(
             let csi = csi::Csi::ephemeral(volumes, pod, volume, source, objects);
             Box::new(csi.map_err(|e| e.in_persistent(Some(volume.name.as_str())))?)
         }
-        VolumeSource::Nfs(_) => return Err(not_yet(volume, "nfs")),
+        VolumeSource::Nfs(source) => Box::new(nfs::Nfs {
+            volume: source.clone(),
+            name: volume.name.to_string(),
+            options: Vec::new(),
+            read_only: false,
+        }),
         VolumeSource::PersistentVolumeClaim { .. } => return Err(not_yet(volume, "persistentVolumeClaim")),
         VolumeSource::Ephemeral => return Err(not_yet(volume, "ephemeral")),
         VolumeSource::NotYet { kind } => return Err(not_yet(volume, kind)),
@@ -149,7 +155,12 @@ fn persistent_plugin<'a>(
             let csi = csi::Csi::persistent(volumes, pod, &source);
             Box::new(csi.map_err(|e| e.in_persistent(Some(&source.volume.name)))?)
         }
-        PersistentVolumeSource::Nfs(_) => return Err(not_yet(volume, "nfs")),
+        PersistentVolumeSource::Nfs(of) => Box::new(nfs::Nfs {
+            volume: of.clone(),
+            name: source.volume.name.clone(),
+            options: source.volume.mount_options.clone(),
+            read_only: source.read_only,
+        }),
         PersistentVolumeSource::NotYet { kind } => return Err(not_yet(volume, kind)),
     })
 }

@@ -157,7 +157,7 @@ impl Controller {
     /// Options of the controller's own mounts: of the request's secrets or parameters, or else the default ones.
     fn options(&self, given: &Map) -> Result<Options> {
         let texts = given.get("mountOptions").or_else(|| self.defaults.get("mountOptions"));
-        Options::parse(texts.map(String::as_str))
+        Ok(Options::parse(texts.map(String::as_str))?)
     }
 }
 

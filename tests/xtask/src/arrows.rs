@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-logd", &["berth-core", "berth-sys", "berth-api", "berth-helper"]),
     ("berth-probe", &["berth-core", "berth-sys", "berth-api"]),
     ("berth-network", &["berth-core", "berth-sys"]),
-    ("berth-volumes", &["berth-core", "berth-sys", "berth-csi-client"]),
+    ("berth-volumes", &["berth-core", "berth-sys", "berth-csi-client", "berth-nfs-mount"]),
     ("berth-node", &["berth-core", "berth-sys"]),
     ("berth-stats", &["berth-core", "berth-sys"]),
     ("berth-server", &["berth-core", "berth-sys", "berth-api"]),
@@ -62,7 +62,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The Container Storage Interface: generated types, the node's client, and a driver that needs no agent.
     ("berth-csi-proto", &[]),
     ("berth-csi-client", &["berth-csi-proto"]),
-    ("berth-csi-nfs", &["berth-csi-proto"]),
+    ("berth-nfs-mount", &[]),
+    ("berth-csi-nfs", &["berth-csi-proto", "berth-nfs-mount"]),
     // The CNI plugin works without an agent.
     ("berth-cni-ipam", &[]),
     ("berth-cni", &["berth-cni-ipam"]),
@@ -138,6 +139,7 @@ const TESTS_MAY_USE: &[(&str, &str, &str)] = &[
     ("berth-cli", "berth-server", "commands are run against the real socket"),
     ("berth-pause", "berth-sys", "the program is started as the agent starts it"),
     ("berth-tests-node", "berth-core", "the kinds of action"),
+    ("berth-tests-node", "berth-csi-client", "a CSI driver for tests"),
     ("berth-tests-node", "berth-sys", "mounts"),
     ("berth-csi-client", "berth-csi-client", "with the feature that makes a driver for tests"),
     ("berth-ebpf-decide", "berth-ebpf-decide", "with the feature that makes random cases"),
