@@ -237,11 +237,12 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     };
     let registration = csi::start(&roots);
     let drivers = CsiDrivers::new(csi::find(registration.plugins()), tokio::runtime::Handle::current());
+    let volumes = Volumes::new(&roots).with_drivers(drivers);
     let executor = Arc::new(NodeExecutor::new(
         config,
         Arc::clone(&logd),
         network.clone(),
-        Volumes::new(&roots).with_drivers(drivers),
+        volumes.clone(),
         cgroups.clone(),
         prober,
         incoming_tx.clone(),
@@ -307,6 +308,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             sources: sources.latest.clone(),
             node_object,
             csi: registration.plugins(),
+            volumes: volumes.clone(),
             port: args.node_api.port(),
         })
     });

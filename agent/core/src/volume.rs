@@ -2,8 +2,12 @@
 //! ([`resolve`]), the steps that mount and unmount a volume of a CSI driver ([`steps`]), and the binding of claims to
 //! volumes where no control plane does it ([`bind`]). Pure.
 
+mod attachable;
 pub mod bind;
+mod describe;
 mod resolve;
 pub mod steps;
 
+pub use attachable::{attachable, unique_name};
+pub use describe::{VolumeDescription, describe};
 pub use resolve::{PersistentSource, ResolveError, Resolved, resolve};

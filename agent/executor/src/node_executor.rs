@@ -126,7 +126,8 @@ const CLEANUP_TIMEOUT: Duration = Duration::from_secs(180);
 fn timeout_of(action: &Action) -> Duration {
     Duration::from_secs(match action {
         Action::MakeSandbox(_) | Action::TeardownSandbox(_) => 90,
-        Action::MountVolumes | Action::UnmountVolumes => 120,
+        // Longer than two calls of a CSI driver, whose error names the driver and the volume.
+        Action::MountVolumes | Action::UnmountVolumes => 300,
         Action::Start { .. } => 120,
         // A pull ends by itself where it makes no progress.
         Action::EnsureImage(_) => 24 * 3600,

@@ -3,7 +3,10 @@
 use crate::status::time;
 use berth_core::{ids::NodeName, model::ResourceList, status::Truth, time::Wall};
 use serde_json::{Map, Value, json};
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// The images that a node reports at most (`nodeStatusMaxImages`).
 const MAX_IMAGES: usize = 50;
@@ -62,6 +65,8 @@ pub struct NodeReport {
     pub port: Option<u16>,
     /// The images on the node, in any order and number.
     pub images: Vec<NodeImage>,
+    /// `volumesInUse`: the attached volumes that pods use or are about to use.
+    pub volumes_in_use: BTreeSet<String>,
     /// `runtimeHandlers`.
     pub handlers: Vec<RuntimeHandler>,
     /// `features.supplementalGroupsPolicy`: whether the node obeys the field of that name.
@@ -213,6 +218,9 @@ pub fn node_status(report: &NodeReport, now: Wall) -> Value {
         "runtimeHandlers": handlers,
         "features": { "supplementalGroupsPolicy": report.supplemental_groups_policy },
     });
+    if !report.volumes_in_use.is_empty() {
+        status["volumesInUse"] = json!(report.volumes_in_use);
+    }
     // Where the node serves streams, the API server need not translate a client's WebSocket.
     if report.port.is_some() {
         status["declaredFeatures"] = json!(["ExtendWebSocketsToKubelet"]);

@@ -7,6 +7,7 @@ mod images;
 mod node_report;
 mod pace;
 mod runtime_state;
+mod volumes_in_use;
 
 use super::{
     args::AgentArgs,
@@ -37,12 +38,13 @@ use berth_source::{
     Snapshot, Source as _,
     node::{NodeReport, Registration},
 };
+use berth_volumes::Volumes;
 use images::Images;
 pub(super) use node_report::KUBELET_VERSION;
 use node_report::{is_ready, machine, node_report};
 use pace::pace;
 use runtime_state::RuntimeState;
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -70,6 +72,7 @@ pub(crate) struct Facts {
     pub(crate) sources: Latest,
     pub(crate) node_object: ApiNode,
     pub(crate) csi: csi::PluginWatch,
+    pub(crate) volumes: Volumes,
     /// Port of the node's API.
     pub(crate) port: Option<u16>,
 }
@@ -78,7 +81,7 @@ pub(crate) struct Facts {
 pub(crate) struct Publishing {
     _source: ClusterSource,
     _node: NodeTasks,
-    _tasks: [Task; 8],
+    _tasks: [Task; 9],
     _serving: Option<Task>,
 }
 
@@ -181,14 +184,19 @@ impl ControlPlane {
         );
         let pods = pods::start(self.pool, limit, self.api, Arc::clone(&facts.status), self.unpublished);
         let following = Task::spawn(follow_node_object(node.newest(), facts.node_object.clone()));
-        let observing = Task::spawn(observe(facts, reports));
-        let tasks = [client, lease, pods, sending, mirrors, following, observing, csi_node];
+        let (in_use, using) = volumes_in_use::start(facts.sources.clone(), facts.volumes.clone());
+        let observing = Task::spawn(observe(facts, in_use, reports));
+        let tasks = [client, lease, pods, sending, mirrors, following, observing, csi_node, using];
         Publishing { _source: self.source, _node: node, _tasks: tasks, _serving: serving }
     }
 }
 
 /// Reports on the node at the times of [`pace`] and when its addresses change.
-async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) {
+async fn observe(
+    facts: Facts,
+    mut in_use: watch::Receiver<BTreeSet<String>>,
+    reports: watch::Sender<Option<Arc<NodeReport>>>,
+) {
     let Facts { boot, mut node, api, port, .. } = facts;
     let machine = machine(&boot);
     let (begun, mut images, mut runtime) = (Instant::now(), Images::default(), RuntimeState::default());
@@ -197,7 +205,8 @@ async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) 
         let (containerd, network) = tokio::join!(api.containerd(), api.network());
         let containerd = runtime.shown(Instant::now(), containerd);
         let report = node_report(&machine, &info, &containerd, &network);
-        let report = NodeReport { images: images.get(&api).await, port, ..report };
+        let volumes_in_use = in_use.borrow_and_update().clone();
+        let report = NodeReport { images: images.get(&api).await, volumes_in_use, port, ..report };
         let (publishes, wait) = pace(is_ready(&report), begun.elapsed());
         reports.send_if_modified(|known| {
             let changed = publishes && known.as_deref() != Some(&report);
@@ -208,6 +217,9 @@ async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) 
         });
         tokio::select! {
             changed = node.changed() => if changed.is_err() {
+                return;
+            },
+            changed = in_use.changed() => if changed.is_err() {
                 return;
             },
             () = sleep(wait) => {}

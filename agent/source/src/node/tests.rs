@@ -41,6 +41,7 @@ fn report() -> NodeReport {
         },
         port: Some(10250),
         images: Vec::new(),
+        volumes_in_use: Default::default(),
         handlers: vec![RuntimeHandler {
             name: String::new(),
             recursive_read_only_mounts: true,

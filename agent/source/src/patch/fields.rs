@@ -81,7 +81,7 @@ const NODE_INFO: Fields = &[
     ("swap", Field::Whole),
 ];
 
-/// `NodeStatus`. Not the node's: `phase`, `volumesInUse`, `volumesAttached` and `config`.
+/// `NodeStatus`. Not the node's: `phase`, `volumesAttached` and `config`.
 pub(super) const NODE_STATUS: Fields = &[
     ("capacity", Field::Map),
     ("allocatable", Field::Map),
@@ -91,6 +91,7 @@ pub(super) const NODE_STATUS: Fields = &[
     ("daemonEndpoints", Field::Map),
     ("nodeInfo", Field::Members(NODE_INFO)),
     ("images", Field::Whole),
+    ("volumesInUse", Field::Whole),
     ("runtimeHandlers", Field::Whole),
     ("features", Field::Map),
     ("declaredFeatures", Field::Whole),

@@ -18,7 +18,7 @@ pub enum Heartbeat {
 /// The patch that brings a Node's status from `old`, as the API server has it, to `wanted`, as
 /// [`crate::node::node_status`] makes it. `None` where there is nothing to send.
 ///
-/// What others own stays: their conditions, `volumesAttached`, `volumesInUse`, `config` and unknown fields, and the
+/// What others own stays: their conditions, `volumesAttached`, `config` and unknown fields, and the
 /// extended resources that they advertise; those become allocatable too. `lastTransitionTime` of a condition moves
 /// only with its status.
 pub fn node_status(old: &Value, wanted: &Value, heartbeat: Heartbeat) -> Option<Value> {

@@ -57,7 +57,7 @@ impl CsiVolumeSpec {
             volume_handle: self.handle.clone(),
             spec_vol_id: self.name.clone(),
             node_name: pod.node.to_string(),
-            attachment_id: self.attachment.clone(),
+            attachment_id: Some(self.attachment.clone()),
             volume_lifecycle_mode: if self.ephemeral { "Ephemeral" } else { "Persistent" }.to_owned(),
         }
     }
@@ -166,9 +166,7 @@ impl Volumes {
         before: Progress,
     ) -> Result<(), Error> {
         let failed = |e| Error::io("prepare the staging of", &paths.staging)(e);
-        Record { attachment_id: String::new(), ..spec.record(pod) }
-            .write(&paths.staging_record())
-            .map_err(failed)?;
+        spec.record(pod).write(&paths.staging_record()).map_err(failed)?;
         paths.set_mark(Mark::Staged, Progress::Uncertain).map_err(failed)?;
         os::make_dirs(&paths.staging, NODE_DIR).map_err(failed)?;
         let stage = Stage {

@@ -27,9 +27,9 @@ pub(super) struct Record {
     /// The node's name.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) node_name: String,
-    /// The VolumeAttachment's name.
-    #[serde(default, rename = "attachmentID", skip_serializing_if = "String::is_empty")]
-    pub(super) attachment_id: String,
+    /// The VolumeAttachment's name, empty for a volume that nobody attaches. A kubelet's record of a staging has none.
+    #[serde(default, rename = "attachmentID")]
+    pub(super) attachment_id: Option<String>,
     /// `Persistent` or `Ephemeral`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) volume_lifecycle_mode: String,
@@ -45,6 +45,11 @@ pub(super) struct PodVolume {
 }
 
 impl Record {
+    /// Whether a control plane has attached the volume, or may have.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attachment_id.as_ref().is_none_or(|id| !id.is_empty())
+    }
+
     /// Writes the record and its directory.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         if let Some(dir) = path.parent() {

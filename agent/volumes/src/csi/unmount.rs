@@ -8,7 +8,10 @@ use crate::{
 };
 use berth_core::{
     ids::PodUid,
-    volume::steps::{Progress, StepResult, VolumeStep, VolumeWanted, next_step},
+    volume::{
+        steps::{Progress, StepResult, VolumeStep, VolumeWanted, next_step},
+        unique_name,
+    },
 };
 use berth_csi_client::{Unpublish, Unstage, VolumeId};
 use record::{PodVolume, Record};
@@ -141,25 +144,21 @@ impl Volumes {
         }
     }
 
-    /// The persistent volumes of CSI drivers that are or may be in use on the node, as
-    /// `kubernetes.io/csi/<driver>^<id>`: what `status.volumesInUse` of the Node names.
+    /// The attached volumes that are or may be in use on the node, by the names that `status.volumesInUse` of the Node has
+    /// for them.
     ///
     /// # Errors
     ///
     /// A record cannot be read: the volume of an unreadable record must not count as free.
     pub fn volumes_in_use(&self) -> io::Result<BTreeSet<String>> {
-        let mut all = BTreeSet::new();
-        let unique = |r: &Record| format!("kubernetes.io/csi/{}^{}", r.driver_name, r.volume_handle);
-        for (record, ..) in record::staged(&plugin_dir(&self.roots))? {
-            all.insert(unique(&record));
-        }
+        let mut records: Vec<Record> =
+            record::staged(&plugin_dir(&self.roots))?.into_iter().map(|(record, ..)| record).collect();
         for name in record::names(&self.pods_dir())? {
             let Ok(uid) = PodUid::new(name) else { continue };
-            let volumes = record::of_pod(&self.pod_dir(&uid))?;
-            let persistent = volumes.iter().filter(|v| v.record.volume_lifecycle_mode != "Ephemeral");
-            all.extend(persistent.map(|v| unique(&v.record)));
+            records.extend(record::of_pod(&self.pod_dir(&uid))?.into_iter().map(|volume| volume.record));
         }
-        Ok(all)
+        let attached = records.iter().filter(|r| r.is_attached());
+        Ok(attached.map(|r| unique_name(&r.driver_name, &r.volume_handle)).collect())
     }
 }
 

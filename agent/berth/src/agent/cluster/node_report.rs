@@ -37,6 +37,7 @@ pub(super) fn node_report(
         },
         port: None,
         images: Vec::new(),
+        volumes_in_use: Default::default(),
         handlers: vec![RuntimeHandler {
             name: String::new(),
             recursive_read_only_mounts: info.recursive_read_only,

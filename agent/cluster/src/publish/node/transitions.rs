@@ -67,6 +67,7 @@ mod tests {
             info: NodeSystemInfo { boot_id: "b2".into(), ..NodeSystemInfo::default() },
             port: None,
             images: Vec::new(),
+            volumes_in_use: Default::default(),
             handlers: Vec::new(),
             supplemental_groups_policy: true,
         }

@@ -125,6 +125,13 @@ impl World {
 #[test]
 fn a_claim_leads_to_its_volume() {
     let Ok(Resolved::Persistent(found)) = World::new().put().resolve() else { panic!() };
+    let world = World::new().put();
+    let told = crate::volume::describe(&world.pod, &world.pod.volumes[0], &world.objects);
+    assert_eq!((told.kind, told.source.as_str()), ("local", "/d"));
+    assert_eq!(told.claim, Some(("claim".to_owned(), Some("pv".to_owned()))));
+    assert_eq!(told.root, Some("volumes/kubernetes.io~local-volume/pv".into()));
+    let unbound = crate::volume::describe(&world.pod, &world.pod.volumes[0], &Objects::default());
+    assert_eq!((unbound.kind, unbound.root), ("unbound", None));
     assert_eq!(
         (found.volume.name.as_str(), found.claim.name.as_str(), found.read_only),
         ("pv", "claim", false)
@@ -187,7 +194,8 @@ fn a_volume_of_a_driver_waits_for_its_attachment_where_the_driver_needs_one() {
     let csi = || World::new().csi().put();
     assert!(matches!(csi().resolve(), Err(ResolveError::Unknown { kind: ObjectKind::CsiDriver, .. })));
     let free = CsiDriver { attach_required: false, ..CsiDriver::new("d.io") };
-    assert!(csi().drivers(&[free]).resolve().is_ok());
+    let free = csi().drivers(&[free]);
+    assert!(free.resolve().is_ok() && crate::volume::attachable(&free.pod, &free.objects).is_empty());
     for drivers in [vec![CsiDriver::new("d.io")], Vec::new()] {
         let attaching = || csi().drivers(&drivers);
         let asked: Vec<_> =
@@ -203,6 +211,8 @@ fn a_volume_of_a_driver_waits_for_its_attachment_where_the_driver_needs_one() {
         assert_eq!(attaching().attachment(false, Some("no disk")).error(), "no disk");
         let Ok(Resolved::Persistent(found)) = attaching().attachment(true, None).resolve() else { panic!() };
         assert!(found.attachment.is_some());
+        let in_use = crate::volume::attachable(&attaching().pod, &attaching().objects);
+        assert_eq!(in_use.into_iter().collect::<Vec<_>>(), ["kubernetes.io/csi/d.io^h"]);
     }
     let mut alone = csi();
     alone.objects.set_listed();
