@@ -44,6 +44,9 @@ pub struct PodView {
     /// The processes of the running containers.
     #[serde(default)]
     pub containers: Vec<ContainerView>,
+    /// Its volumes, in the order of the specification.
+    #[serde(default)]
+    pub volumes: Vec<VolumeView>,
     /// The last actions, newest last.
     #[serde(default)]
     pub timeline: Vec<ActionView>,
@@ -53,6 +56,21 @@ pub struct PodView {
     /// Whether every process has ended, every exit is recorded and no volume is mounted.
     #[serde(default)]
     pub gone: bool,
+}
+
+/// A volume of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeView {
+    /// The pod's name for the volume.
+    pub name: String,
+    /// The kind of the data's place: `nfs`, `csi`, `emptyDir`; `unbound` for a claim without a volume.
+    pub kind: String,
+    /// Where the data is; empty where the kind says all.
+    pub source: String,
+    /// The claim, and the persistent volume that is bound to it.
+    pub claim: Option<(String, Option<String>)>,
+    /// The volume's root, absolute or from the pod's directory on; `None` where there is none yet, and for a block device.
+    pub root: Option<PathBuf>,
 }
 
 /// A running container's process.

@@ -15,6 +15,7 @@ mod services;
 mod status;
 mod trace;
 mod version;
+mod volumes;
 mod watch;
 
 pub use self::{
@@ -28,6 +29,7 @@ pub use self::{
     ps::PsArgs,
     services::ServicesArgs,
     trace::TraceArgs,
+    volumes::VolumesArgs,
 };
 
 use crate::{
@@ -61,6 +63,8 @@ pub enum Command {
     Image(Image),
     /// List images.
     Images(OutputArgs),
+    /// List volumes: what each is, where it is mounted, who uses it and what it waits for.
+    Volumes(VolumesArgs),
     /// List events.
     Events(EventsArgs),
     /// List the Service ports in the kernel's tables, or check the tables.
@@ -88,6 +92,7 @@ pub(crate) async fn run(roots: &Roots, command: Command) -> Result<u8, Error> {
         Command::Describe(Describe::Pod(args)) => describe::run(roots, &args).await?,
         Command::Image(args) => image::run(roots, args).await?,
         Command::Images(args) => images::run(roots, args.output).await?,
+        Command::Volumes(args) => volumes::run(roots, &args).await?,
         Command::Events(args) => events::run(roots, &args).await?,
         Command::Services(args) => return services::run(roots, &args).await,
         Command::Backends(args) => backends::run(roots, &args).await?,

@@ -28,7 +28,7 @@ mod v1;
 
 pub use commands::{
     BackendsArgs, Command, Describe, EventsArgs, ExecArgs, Image, LogsArgs, NamedArgs, PodsArgs, PsArgs,
-    ServicesArgs, TraceArgs,
+    ServicesArgs, TraceArgs, VolumesArgs,
 };
 pub use output::{Output, OutputArgs, PodOutput};
 

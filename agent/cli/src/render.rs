@@ -9,6 +9,7 @@ pub(crate) mod pods;
 pub(crate) mod ps;
 pub(crate) mod pull_progress;
 pub(crate) mod status;
+pub(crate) mod volumes;
 
 use crate::time;
 use berth_api::view::PodView;

@@ -6,16 +6,17 @@
 //! stay here and not in the [`WatchCache`]: the server knows no worker and no API types.
 
 use super::{node::NodeWatch, sources::Latest};
-use berth_api::view::{ActionView, ContainerView, PodView};
+use berth_api::view::{ActionView, ContainerView, PodView, VolumeView};
 use berth_cluster::publish::{PodReports, PodToPublish, events::Events};
 use berth_core::{
     event::{EventRecord, Involved},
     ids::PodUid,
-    model::{NodeInfo, Origin, Pod},
+    model::{NodeInfo, Objects, Origin, Pod, Volume},
     resources::pod_requests,
     status::{ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Truth},
     sync::lock,
     time::{Boottime, Wall},
+    volume::describe,
 };
 use berth_pods::{DesiredSet, PodReport, Reports};
 use berth_server::WatchCache;
@@ -180,7 +181,8 @@ impl StatusManager {
 
     fn publish(&self, entry: &Entry) {
         let node = Arc::clone(&self.node.borrow());
-        self.cache.publish(view(&entry.report, entry.desired.as_deref(), &node));
+        let objects = self.latest.borrow().objects();
+        self.cache.publish(view(&entry.report, entry.desired.as_deref(), &node, &objects));
     }
 
     fn host_ips(&self) -> Vec<IpAddr> {
@@ -348,7 +350,18 @@ fn same(before: &PodReport, now: &PodReport) -> bool {
     Arc::ptr_eq(&before.pod, &now.pod) && Arc::ptr_eq(&before.status, &now.status)
 }
 
-fn view(report: &PodReport, desired: Option<&DesiredPod>, node: &NodeInfo) -> PodView {
+fn volume(pod: &Pod, volume: &Volume, objects: &Objects) -> VolumeView {
+    let told = describe(pod, volume, objects);
+    VolumeView {
+        name: volume.name.to_string(),
+        kind: told.kind.to_owned(),
+        source: told.source,
+        claim: told.claim,
+        root: told.root,
+    }
+}
+
+fn view(report: &PodReport, desired: Option<&DesiredPod>, node: &NodeInfo, objects: &Objects) -> PodView {
     let (pod, status) = (&report.pod, &report.status);
     let object = match desired {
         Some(desired) => pod_object(&desired.raw.value(), pod, status, node),
@@ -384,6 +397,7 @@ fn view(report: &PodReport, desired: Option<&DesiredPod>, node: &NodeInfo) -> Po
         },
         held: desired.and_then(|d| d.held.clone()),
         containers: running.collect(),
+        volumes: pod.volumes.iter().map(|v| volume(pod, v, objects)).collect(),
         timeline: report.timeline.iter().map(action).collect(),
         as_of: report.as_of,
         gone: report.gone,
