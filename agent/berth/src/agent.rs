@@ -325,6 +325,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let pumping = tokio::spawn(pump(Arc::clone(&executor), runtime_config));
     let housekeeping = tokio::spawn(housekeeping::run(Arc::clone(&status), cgroups.clone()));
     let collecting = tokio::spawn(images.run());
+    let unstaging = tokio::spawn(housekeeping::unstage_volumes(volumes));
 
     let services = (!args.no_services).then(|| {
         let config = ServicesConfig {
@@ -380,7 +381,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         node_api.shutdown().await;
     }
     serving.shutdown().await;
-    for task in [pumping, housekeeping, collecting, following, following_node] {
+    for task in [pumping, housekeeping, collecting, unstaging, following, following_node] {
         task.abort();
     }
     drop((publishing, registration));

@@ -78,9 +78,15 @@ impl References {
         // A pod that has ended reads nothing any more.
         let names = pod.filter(|pod| !pod.is_over()).map(|pod| names(pod, objects)).unwrap_or_default();
         for name in self.usage.set(uid, names, Instant::now()) {
+            // A claim, a volume or an attachment may have been made anew under its name since it was asked for: a pod is
+            // not mounted by an old answer. While another pod uses the claim it cannot go, so its answer stays meanwhile.
+            let asked_anew = name.0.is_storage();
+            if asked_anew && self.usage.pods_of(&name).all(|user| user == uid) {
+                forget(&name, objects);
+            }
             // A reflector that waits after a refusal starts anew: what refused the object to an earlier pod need not
             // refuse it to this one.
-            if self.followed.get(&name).is_none_or(|followed| !followed.current) {
+            if asked_anew || self.followed.get(&name).is_none_or(|followed| !followed.current) {
                 let (pool, answers) = (self.pool.clone(), self.answers.clone());
                 let task = if name.0.is_storage() {
                     Task::spawn(storage::run(name.clone(), pool, answers))
@@ -178,6 +184,14 @@ impl References {
         };
         let unread = self.usage.used().filter_map(|name| Some((name.clone(), why(name)?)));
         unread.collect()
+    }
+}
+
+/// Forgets what is known of an object.
+fn forget(name: &ObjectName, objects: &mut Arc<Objects>) {
+    if objects.storage(name) != Value::Unknown(Why::NotAsked) {
+        let (kind, namespace, name) = name;
+        Arc::make_mut(objects).forget(*kind, namespace, name);
     }
 }
 

@@ -10,4 +10,4 @@ pub mod steps;
 
 pub use attachable::{attachable, unique_name};
 pub use describe::{VolumeDescription, describe};
-pub use resolve::{PersistentSource, ResolveError, Resolved, resolve};
+pub use resolve::{PersistentSource, ResolveError, Resolved, resolve, wants_republish};

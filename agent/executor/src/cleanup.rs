@@ -54,12 +54,8 @@ impl NodeExecutor {
         Ok(())
     }
 
-    /// Unstages volumes that no pod has, and removes stale network attachments, leases and output streams.
+    /// Removes stale network attachments, leases and output streams.
     pub(crate) async fn remove_orphaned_files(&self, known: BTreeSet<PodUid>) {
-        let volumes = self.volumes.clone();
-        if let Err(failure) = blocking(move || volumes.unstage_unused()).await {
-            tracing::warn!(why = failure.message, "cannot unstage unused volumes");
-        }
         let valid = self.sandbox_ids(known.iter().cloned());
         if let Err(e) = self.network.gc(&valid).await {
             tracing::warn!(why = %Chain(&e), "cannot remove stale network attachments");

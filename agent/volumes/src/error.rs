@@ -108,6 +108,9 @@ pub enum Error {
         /// The volume's id.
         handle: String,
     },
+    /// Another pod has the volume, which one pod alone may have.
+    #[error("volume uses the ReadWriteOncePod access mode and is already in use by another pod")]
+    InUse,
     /// Persistent volumes of a pod are not mounted, as the kubelet tells it.
     #[error(
         "Unable to attach or mount volumes: unmounted volumes=[{}], unattached volumes=[{}], failed to process volumes=[{}]: {}",
@@ -370,6 +373,7 @@ impl Error {
             | Error::Csi { .. }
             | Error::CsiUse { .. }
             | Error::Busy { .. }
+            | Error::InUse
             | Error::Unmounted { .. }
             | Error::ImageVolume { .. }
             | Error::SubPathEnv { .. }

@@ -18,26 +18,54 @@ const FILE: u32 = 0o660;
 const DIRECTORY: u32 = 0o110 | SETGID;
 const SETGID: u32 = 0o2000;
 
-/// The deepest directory that is entered. Each level holds a descriptor.
+/// The deepest directory that is entered. Each level holds a descriptor. What is deeper keeps its group.
 const DEEPEST: usize = 400;
 
-/// Gives the group all files of the volume with that root; `path` is for errors. With `on_mismatch` nothing is done
-/// where the root has the group already.
-pub(crate) fn apply(root: impl AsFd, path: &Path, gid: u32, on_mismatch: bool) -> Result<(), Error> {
-    walk(root, gid, on_mismatch).map_err(Error::io("set the fsGroup of", path))
+/// Files that did not get the group: a server that maps root to nobody, a file that is immutable. As in the kubelet they are
+/// told of and left as they are.
+#[derive(Debug, Default)]
+struct Refused {
+    files: usize,
+    first: Option<io::Error>,
 }
 
-fn walk(root: impl AsFd, gid: u32, on_mismatch: bool) -> io::Result<()> {
+impl Refused {
+    fn note(&mut self, done: io::Result<()>) {
+        if let Err(error) = done {
+            self.files = self.files.saturating_add(1);
+            self.first.get_or_insert(error);
+        }
+    }
+}
+
+/// Gives the group all files of the volume with that root; `path` is for errors. With `on_mismatch` nothing is done
+/// where the root has the group already. Files that cannot be changed are logged.
+///
+/// # Errors
+///
+/// The root cannot be read.
+pub(crate) fn apply(root: impl AsFd, path: &Path, gid: u32, on_mismatch: bool) -> Result<(), Error> {
+    let refused = walk(root, gid, on_mismatch).map_err(Error::io("set the fsGroup of", path))?;
+    if let Some(error) = refused.first {
+        let volume = path.display();
+        tracing::warn!(%volume, gid, files = refused.files, %error, "files of a volume did not get its group");
+    }
+    Ok(())
+}
+
+fn walk(root: impl AsFd, gid: u32, on_mismatch: bool) -> io::Result<Refused> {
+    let mut refused = Refused::default();
     let found = rustix::fs::fstat(&root)?;
     let wanted = FILE | DIRECTORY;
     if on_mismatch && found.st_gid == gid && found.st_mode & wanted == wanted {
-        return Ok(());
+        return Ok(refused);
     }
     // The descriptor may be one that only names the directory.
     let root = os::open_dir_at(&root, c".")?;
     // The root goes last: as long as it is not changed the walk has not ended.
-    directory(&root, found.st_dev, gid)?;
-    change(&root, &found, gid)
+    directory(&root, found.st_dev, gid, &mut refused)?;
+    refused.note(change(&root, &found, gid));
+    Ok(refused)
 }
 
 /// A directory in progress: its descriptor, its state before, and the names still to do.
@@ -48,7 +76,7 @@ struct Level {
 }
 
 /// Changes all that is below a directory, children before their parents.
-fn directory(root: &OwnedFd, device: u64, gid: u32) -> io::Result<()> {
+fn directory(root: &OwnedFd, device: u64, gid: u32, refused: &mut Refused) -> io::Result<()> {
     let open = |fd: OwnedFd, found| io::Result::Ok(Level { names: os::entries(&fd)?, fd, found });
     let mut levels = vec![open(root.try_clone()?, rustix::fs::fstat(root)?)?];
     while let Some(level) = levels.last_mut() {
@@ -56,15 +84,21 @@ fn directory(root: &OwnedFd, device: u64, gid: u32) -> io::Result<()> {
             let Some(done) = levels.pop() else { break };
             // The caller changes the root.
             if !levels.is_empty() {
-                change(&done.fd, &done.found, gid)?;
+                refused.note(change(&done.fd, &done.found, gid));
             }
             continue;
         };
-        let Some((fd, found)) = entry(&level.fd, &name, device, gid)? else { continue };
-        if levels.len() >= DEEPEST {
-            return Err(io::Error::other(format!("directories are nested deeper than {DEEPEST}")));
-        }
-        levels.push(open(fd, found)?);
+        let entered = match entry(&level.fd, &name, device, gid) {
+            Ok(Some((_, _))) if levels.len() >= DEEPEST => {
+                Err(io::Error::other(format!("directories are nested deeper than {DEEPEST}")))
+            }
+            Ok(Some((fd, found))) => open(fd, found).map(|level| levels.push(level)),
+            Ok(None) => Ok(()),
+            // A container removed it meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        };
+        refused.note(entered);
     }
     Ok(())
 }
@@ -157,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_below_is_left_alone_and_a_deep_tree_is_an_error() {
+    fn a_mount_below_is_left_alone_and_a_deep_tree_is_changed_as_far_as_it_is_entered() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let inner = root.join("mount");
@@ -169,6 +203,24 @@ mod tests {
         assert_eq!((state(&inner).0, state(&inner.join("file")).0), (0, 0));
         let deep: std::path::PathBuf = std::iter::repeat_n("d", DEEPEST + 1).collect();
         std::fs::create_dir_all(root.join(deep)).unwrap();
-        assert!(apply(os::open_dir(root).unwrap(), root, 4712, false).is_err());
+        apply(os::open_dir(root).unwrap(), root, 4712, false).unwrap();
+        assert_eq!((state(root).0, state(&root.join("d/d/d")).0), (4712, 4712));
+        let beyond = root.join(&deep);
+        assert_eq!(state(&beyond).0, 0, "what is too deep keeps its group");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_changed_keeps_no_other_and_no_pod_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, read_only) = (dir.path(), dir.path().join("read-only"));
+        std::fs::create_dir(&read_only).unwrap();
+        std::fs::write(read_only.join("inside"), "x").unwrap();
+        std::fs::write(root.join("file"), "x").unwrap();
+        let _guard = crate::testing::Unmounting(read_only.clone());
+        let options = berth_sys::mount::BindOpts { read_only: true, ..Default::default() };
+        berth_sys::mount::bind_fd(&os::open_dir(&read_only).unwrap(), &read_only, options).unwrap();
+        apply(os::open_dir(root).unwrap(), root, 4711, false).unwrap();
+        assert_eq!((state(&root.join("file")).0, state(root).0), (4711, 4711));
+        assert_eq!(state(&read_only.join("inside")).0, 0);
     }
 }

@@ -47,13 +47,18 @@ impl Volumes {
             if let Err(e) = plugin.keep(&root, &VolumeInputs { pod, volume, facts, objects }) {
                 failed.get_or_insert(e.in_volume(&volume.name).in_persistent(plugin.persistent()));
             }
-            if !atomic::is_set_up(&root) {
-                continue;
-            }
-            let written = match plugin.files(&VolumeInputs { pod, volume, facts, objects }) {
+            let files = match plugin.files(&VolumeInputs { pod, volume, facts, objects }) {
+                // The root of another kind is not touched: its server may hang.
                 Ok(None) => continue,
                 // The files stay until the object is known.
                 Err(Error::UnknownObject { .. }) => continue,
+                files => files,
+            };
+            if !atomic::is_set_up(&root) {
+                continue;
+            }
+            let written = match files {
+                Ok(None) => continue,
                 Ok(Some(files)) => atomic::write_files(&root, &files, pod.security.fs_group),
                 Err(e) => Err(e),
             };

@@ -1,9 +1,10 @@
-//! Housekeeping of the agent: QoS cgroups, freed memory, unfinished files.
+//! Housekeeping of the agent: QoS cgroups, staged volumes, freed memory, unfinished files.
 
 use super::status_manager::StatusManager;
 use berth_core::roots::Roots;
 use berth_node::cgroup::CgroupTree;
 use berth_sys::memory;
+use berth_volumes::Volumes;
 use std::{sync::Arc, time::Duration};
 
 /// Time without a change of any pod after which freed memory is returned to the kernel.
@@ -11,6 +12,21 @@ const QUIET: Duration = Duration::from_secs(3);
 
 /// Time for which a burst of changes is gathered into one update of the cgroups.
 const SETTLE: Duration = Duration::from_millis(200);
+
+/// Time between two looks for staged volumes that no pod has.
+const UNSTAGE: Duration = Duration::from_secs(60);
+
+/// Unstages the volumes that no pod has, from time to time: a driver may have been away when the last pod ended. A driver
+/// that hangs holds up this task alone.
+pub(super) async fn unstage_volumes(volumes: Volumes) {
+    loop {
+        tokio::time::sleep(UNSTAGE).await;
+        let volumes = volumes.clone();
+        if tokio::task::spawn_blocking(move || volumes.unstage_unused()).await.is_err() {
+            tracing::warn!("cannot unstage unused volumes: the task panicked");
+        }
+    }
+}
 
 /// Keeps the QoS cgroups at the sums of their pods' requests, and returns freed memory to the
 /// kernel once no pod has changed for [`QUIET`].

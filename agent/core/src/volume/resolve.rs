@@ -3,7 +3,7 @@
 
 use crate::{
     model::{
-        CsiDriver, NodeInfo, ObjectKind, Objects, PersistentVolume, PersistentVolumeClaim,
+        AccessMode, CsiDriver, NodeInfo, ObjectKind, Objects, PersistentVolume, PersistentVolumeClaim,
         PersistentVolumeSource, Pod, Volume, VolumeAttachment, VolumeMode, VolumeSource,
     },
     refs::{attachment_name, ephemeral_claim},
@@ -33,6 +33,14 @@ pub struct PersistentSource {
     pub driver: Option<Arc<CsiDriver>>,
     /// The attachment to this node; `None` where the driver needs none.
     pub attachment: Option<Arc<VolumeAttachment>>,
+}
+
+impl PersistentSource {
+    /// Whether one pod alone may have the volume: `ReadWriteOncePod` is its only access mode
+    /// (`pkg/kubelet/volumemanager/cache/actual_state_of_world.go`).
+    pub fn is_for_one_pod(&self) -> bool {
+        self.volume.access_modes == [AccessMode::ReadWriteOncePod]
+    }
 }
 
 /// Why a volume of a pod cannot be used now.
@@ -122,6 +130,35 @@ pub fn resolve(
         driver,
         attachment,
     })))
+}
+
+/// Whether a driver wants one of the pod's volumes published again from time to time (`requiresRepublish`).
+pub fn wants_republish(pod: &Pod, objects: &Objects) -> bool {
+    let wants = |driver: &str| match objects.csi_driver(driver) {
+        Value::Known(driver) => driver.requires_republish,
+        Value::Absent | Value::Unknown(_) => false,
+    };
+    pod.mounted_volumes().any(|volume| match &volume.source {
+        VolumeSource::Csi(csi) => wants(&csi.driver),
+        VolumeSource::PersistentVolumeClaim { claim, .. } => {
+            driver_of_claim(pod, claim, objects).is_some_and(|driver| wants(&driver))
+        }
+        VolumeSource::Ephemeral => {
+            let claim = ephemeral_claim(pod, &volume.name);
+            driver_of_claim(pod, &claim, objects).is_some_and(|driver| wants(&driver))
+        }
+        _ => false,
+    })
+}
+
+fn driver_of_claim(pod: &Pod, claim: &str, objects: &Objects) -> Option<String> {
+    let Value::Known(claim) = objects.claim(&pod.key.namespace, claim) else { return None };
+    let bound = claim.volume.as_ref()?;
+    let Value::Known(volume) = objects.persistent_volume(&pod.key.namespace, bound) else { return None };
+    match &volume.source {
+        PersistentVolumeSource::Csi(csi) => Some(csi.driver.clone()),
+        _ => None,
+    }
 }
 
 fn known<T>(kind: ObjectKind, name: &str, value: Value<&Arc<T>>) -> Result<Option<Arc<T>>, ResolveError> {

@@ -21,6 +21,7 @@ use berth_core::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -45,6 +46,8 @@ pub(crate) struct VolumeBinder {
     node: NodeInfo,
     path: PathBuf,
     bindings: Bindings,
+    /// The journal is there and could not be read: no claim may get the volume of another.
+    unreadable: bool,
     /// The bindings changed since they were written.
     unsaved: bool,
     /// What the last objects were made from.
@@ -56,8 +59,14 @@ impl VolumeBinder {
     /// Reads the journal. A torn one is set aside: the claims are then bound anew.
     pub(crate) fn open(node: NodeInfo, folder: &Path) -> VolumeBinder {
         let path = folder.join("volume-bindings.json");
+        let mut unreadable = false;
         let journal = match std::fs::read(&path) {
-            Err(_absent) => BindingJournal::default(),
+            Err(error) if error.kind() == ErrorKind::NotFound => BindingJournal::default(),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "cannot read which claim has which volume: no claim is bound until the agent's next start");
+                unreadable = true;
+                BindingJournal::default()
+            }
             Ok(bytes) => match serde_json::from_slice::<BindingJournal>(&bytes) {
                 Ok(journal) if journal.version == VERSION => journal,
                 _ => {
@@ -70,15 +79,17 @@ impl VolumeBinder {
             claims.into_iter().map(move |(claim, volume)| ((namespace.clone(), claim), volume))
         };
         let bindings = journal.bindings.into_iter().flat_map(of).collect();
-        VolumeBinder { node, path, bindings, unsaved: false, seen: None, filled: Arc::default() }
+        VolumeBinder { node, path, bindings, unreadable, unsaved: false, seen: None, filled: Arc::default() }
     }
 
-    /// The objects with the claims, and the volumes that are bound to them.
+    /// The objects with the claims, and the volumes that are bound to them. With `whole` the manifests are all there are: a
+    /// claim and a volume that are not among them are gone.
     pub(crate) fn fill(
         &mut self,
         objects: &Arc<Objects>,
         manifests: &Manifests,
         pods: &Pods,
+        whole: bool,
     ) -> Arc<Objects> {
         if manifests.is_empty() && self.bindings.is_empty() {
             return Arc::clone(objects);
@@ -91,7 +102,7 @@ impl VolumeBinder {
         }
         self.seen = Some((Arc::clone(objects), Arc::clone(manifests), Arc::clone(pods)));
         let sorted = Sorted::of(manifests);
-        self.bind(&sorted, pods, objects.is_listed());
+        self.bind(&sorted, pods, whole && objects.is_listed());
         let mut filled = Objects::clone(objects);
         for claim in &sorted.claims {
             let bound = self.bindings.get(&(claim.namespace.clone(), claim.name.clone()));
@@ -109,6 +120,9 @@ impl VolumeBinder {
     }
 
     fn bind(&mut self, sorted: &Sorted, pods: &Pods, listed: bool) {
+        if self.unreadable {
+            return;
+        }
         let used = used(pods);
         let waits = |claim: &&Arc<PersistentVolumeClaim>| {
             let class = claim.class.as_deref().unwrap_or_default();
@@ -146,7 +160,7 @@ impl VolumeBinder {
         }
         let fail = |source| Error::State { path: self.path.clone(), source };
         let bytes = serde_json::to_vec_pretty(&journal).map_err(|e| fail(e.into()))?;
-        crate::state_file::replace(&self.path, &bytes).map_err(fail)?;
+        crate::state_file::replace_synced(&self.path, &bytes).map_err(fail)?;
         self.unsaved = false;
         Ok(())
     }

@@ -343,7 +343,8 @@ impl DirectoryWatcher {
         let merged = self.index.settle();
         // A file that was never good may define Services that have addresses already: none is freed meanwhile.
         let services = self.allocator.fill(&merged.services, listed && self.never_good.is_empty()).clone();
-        let objects = self.binder.fill(&merged.objects, &merged.storage, &merged.pods);
+        let objects =
+            self.binder.fill(&merged.objects, &merged.storage, &merged.pods, self.never_good.is_empty());
         let (pods, slices) = (Arc::clone(&merged.pods), merged.slices.clone());
         if let Err(error) = self.binder.save() {
             tracing::warn!(%error, "cannot save which claim has which volume: after a restart a claim may get another; tried again at the next scan");

@@ -46,8 +46,12 @@ pub(crate) struct CsiVolumeSpec {
     pub(crate) publish_attributes: BTreeMap<String, String>,
     pub(crate) stage_secrets: Secrets,
     pub(crate) publish_secrets: Secrets,
+    /// The pod's group, for a driver that sets it itself.
+    pub(crate) pod_group: Option<u32>,
     /// The group for the volume's files, if the node is to set it.
     pub(crate) fs_group: Option<u32>,
+    /// Whether one pod alone may have the volume (`ReadWriteOncePod`).
+    pub(crate) one_pod: bool,
 }
 
 impl CsiVolumeSpec {
@@ -78,7 +82,7 @@ impl CsiVolumeSpec {
             VolumeMode::Filesystem => AccessType::Mount(MountVolume {
                 fs_type: self.fs_type.clone().unwrap_or_default(),
                 mount_flags: self.mount_options.clone(),
-                volume_mount_group: self.fs_group.filter(|_| capabilities.volume_mount_group),
+                volume_mount_group: self.pod_group.filter(|_| capabilities.volume_mount_group),
             }),
         };
         VolumeCapability { access_mode, access_type }
@@ -98,10 +102,14 @@ impl Volumes {
             .csi
             .lock(&paths.key)
             .ok_or_else(|| Error::Busy { driver: spec.driver.clone(), handle: spec.handle.clone() })?;
+        let failed_to_read = |e| Error::io("read the state of", &paths.staging)(e);
+        if spec.one_pod && !self.users(&spec.record(pod), Some(&pod.uid)).map_err(failed_to_read)?.is_empty()
+        {
+            return Err(Error::InUse);
+        }
         let stages = driver.capabilities.stage_unstage && !spec.ephemeral;
         let wanted = VolumeWanted { pods: [pod.uid.clone()].into(), stages };
-        let mut state =
-            self.csi_state(&paths, &pod.uid).map_err(Error::io("read the state of", &paths.staging))?;
+        let mut state = self.csi_state(&paths, &pod.uid).map_err(failed_to_read)?;
         while let Some(step) = next_step(&wanted, &state) {
             let before = state.clone();
             state.begin(&step);
@@ -141,11 +149,12 @@ impl Volumes {
     pub(super) fn csi_state(&self, paths: &CsiPaths, pod: &PodUid) -> std::io::Result<VolumeState> {
         let pod_dir = self.pod_dir(pod);
         let progress = |mark, record: &Path, mount_point: &Path| {
-            if let Some(progress) = paths.marked(mark) {
-                return Ok(progress);
-            }
+            // A kubelet that had the node meanwhile knows of no marks, but removes the record.
             if Record::read(record)?.is_none() {
                 return Ok(Progress::None);
+            }
+            if let Some(progress) = paths.marked(mark) {
+                return Ok(progress);
             }
             let mounted = os::sys(berth_sys::mount::is_mount_point(mount_point))?;
             std::io::Result::Ok(if mounted { Progress::Done } else { Progress::Uncertain })

@@ -56,7 +56,10 @@ impl Record {
             crate::os::make_dirs(dir, NODE_DIR)?;
         }
         let text = serde_json::to_vec(self).map_err(io::Error::other)?;
-        crate::os::sys(write_atomic(path, &text, 0o600))
+        crate::os::sys(write_atomic(path, &text, 0o600))?;
+        // What was mounted must be known after a power cut too: the node may have been attached to the volume for good.
+        std::fs::File::open(path)?.sync_all()?;
+        path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
     }
 
     /// The record at that path; `None` if there is none. A record that cannot be read is an error: what it was about
@@ -79,26 +82,62 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     remove_if_there(path)
 }
 
-/// The volumes of CSI drivers that a pod may have.
-pub(super) fn of_pod(pod_dir: &Path) -> io::Result<Vec<PodVolume>> {
-    let mut all = Vec::new();
-    for name in names(&volumes_dir(pod_dir))? {
-        if let Some(record) = Record::read(&volumes_dir(pod_dir).join(&name).join("vol_data.json"))? {
-            all.push(PodVolume { record, mode: VolumeMode::Filesystem, name });
+/// The records of a pod, and of the node.
+#[derive(Debug, Default)]
+pub(super) struct Found<T> {
+    /// What was read.
+    pub(super) read: Vec<T>,
+    /// The names of volumes whose records cannot be read, with the reason. Such a volume may be in use.
+    pub(super) unreadable: Vec<(String, io::Error)>,
+}
+
+impl<T> Found<T> {
+    fn add(
+        &mut self,
+        name: String,
+        record: io::Result<Option<Record>>,
+        of: impl FnOnce(Record, String) -> T,
+    ) {
+        match record {
+            Ok(Some(record)) => self.read.push(of(record, name)),
+            Ok(None) => {}
+            Err(error) => self.unreadable.push((name, error)),
         }
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    ///
+    /// One cannot be read.
+    pub(super) fn all(self) -> io::Result<Vec<T>> {
+        match self.unreadable.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(self.read),
+        }
+    }
+}
+
+/// The volumes of CSI drivers that a pod may have. A record that cannot be read says nothing of the others.
+pub(super) fn of_pod(pod_dir: &Path) -> io::Result<Found<PodVolume>> {
+    let mut all = Found::default();
+    let of = |mode| move |record, name| PodVolume { record, mode, name };
+    for name in names(&volumes_dir(pod_dir))? {
+        let record = Record::read(&volumes_dir(pod_dir).join(&name).join("vol_data.json"));
+        all.add(name, record, of(VolumeMode::Filesystem));
     }
     let devices = pod_dir.join("volumeDevices").join(DEVICE_RECORDS);
     for name in names(&devices)? {
-        if let Some(record) = Record::read(&devices.join(&name))? {
-            all.push(PodVolume { record, mode: VolumeMode::Block, name });
-        }
+        let record = Record::read(&devices.join(&name));
+        all.add(name, record, of(VolumeMode::Block));
     }
     // Devices of a kubelet have no record of each pod.
     for name in names(&devices_dir(pod_dir))? {
-        if !all.iter().any(|v| v.mode == VolumeMode::Block && v.name == name)
-            && let Some(record) = kubelets_record(pod_dir, &name)?
-        {
-            all.push(PodVolume { record, mode: VolumeMode::Block, name });
+        let known = all.read.iter().any(|v| v.mode == VolumeMode::Block && v.name == name)
+            || all.unreadable.iter().any(|(unreadable, _)| *unreadable == name);
+        if !known {
+            let record = kubelets_record(pod_dir, &name);
+            all.add(name, record, of(VolumeMode::Block));
         }
     }
     Ok(all)
@@ -111,7 +150,7 @@ fn kubelets_record(pod_dir: &Path, name: &str) -> io::Result<Option<Record>> {
     Record::read(&data)
 }
 
-/// The names in a directory; none in one that is missing.
+/// The names in a directory; none in one that is missing. Temporary files of writes are not among them.
 pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(dir) {
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -121,15 +160,15 @@ pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
     };
     let mut names = Vec::new();
     for entry in entries {
-        names.extend(entry?.file_name().into_string());
+        names.extend(entry?.file_name().into_string().ok().filter(|name| !name.starts_with('.')));
     }
     names.sort();
     Ok(names)
 }
 
 /// The records of staged volumes below the directory of all drivers, with their paths.
-pub(super) fn staged(plugin_dir: &Path) -> io::Result<Vec<(Record, VolumeMode, String)>> {
-    let mut all = Vec::new();
+pub(super) fn staged(plugin_dir: &Path) -> io::Result<Found<(Record, VolumeMode, String)>> {
+    let mut all = Found::default();
     for driver in names(plugin_dir)? {
         let dir: PathBuf = plugin_dir.join(&driver);
         let devices = driver == "volumeDevices";
@@ -139,7 +178,8 @@ pub(super) fn staged(plugin_dir: &Path) -> io::Result<Vec<(Record, VolumeMode, S
                 continue;
             }
             let mode = if devices { VolumeMode::Block } else { VolumeMode::Filesystem };
-            all.extend(Record::read(&dir.join(&name).join(below))?.map(|record| (record, mode, name)));
+            let record = Record::read(&dir.join(&name).join(below));
+            all.add(name, record, |record, name| (record, mode, name));
         }
     }
     Ok(all)

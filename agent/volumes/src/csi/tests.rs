@@ -167,6 +167,64 @@ fn source(world: &World, pod: &Pod) -> std::path::PathBuf {
 }
 
 #[test]
+fn a_volume_for_one_pod_is_refused_to_another_until_it_is_free() {
+    let mut world = World::new(Options::default());
+    world.put(PersistentVolume { access_modes: vec![AccessMode::ReadWriteOncePod], ..csi("pv") });
+    let (a, b) = (claiming("a", &["pv"]), claiming("b", &["pv"]));
+    world.mount(&a).unwrap();
+    world.mount(&a).unwrap();
+    let refused = world.mount(&b).unwrap_err().message();
+    let told = "volume uses the ReadWriteOncePod access mode and is already in use by another pod";
+    assert!(refused.contains(told), "{refused}");
+    world.node.volumes.unmount(&a.uid).unwrap();
+    world.mount(&b).unwrap();
+    world.node.volumes.unmount(&b.uid).unwrap();
+    world.node.volumes.unmount(&a.uid).unwrap();
+    world.assert_free();
+}
+
+#[test]
+fn a_record_that_cannot_be_read_holds_up_its_own_volume_alone() {
+    let mut world = World::new(Options::default());
+    world.put(csi("one"));
+    world.put(csi("two"));
+    let (a, b) = (claiming("a", &["one"]), claiming("b", &["two"]));
+    world.mount(&a).unwrap();
+    world.mount(&b).unwrap();
+    let record = world.node.volumes.pod_dir(&a.uid).join("volumes/kubernetes.io~csi/one/vol_data.json");
+    let whole = std::fs::read(&record).unwrap();
+    std::fs::write(&record, "").unwrap();
+    world.node.volumes.unmount(&b.uid).unwrap();
+    assert_eq!(world.driver.staged().len(), 1, "the other volume is free");
+    world.node.volumes.unmount(&a.uid).unwrap_err();
+    world.node.volumes.unstage_unused();
+    assert_eq!(world.driver.staged().len(), 1, "the volume may be in use");
+    world.node.volumes.volumes_in_use().unwrap_err();
+    std::fs::write(&record, whole).unwrap();
+    world.node.volumes.unmount(&a.uid).unwrap();
+    world.assert_free();
+}
+
+/// A kubelet that had the node meanwhile has unstaged the volume and removed the records, and knows of no marks.
+#[test]
+fn a_mark_without_its_record_counts_for_nothing() {
+    let mut world = World::new(Options::default());
+    world.put(csi("pv"));
+    let a = claiming("a", &["pv"]);
+    world.mount(&a).unwrap();
+    let staged = paths::plugin_dir(&world.node.roots).join("test.csi.example");
+    let name = record::names(&staged).unwrap().remove(0);
+    std::fs::remove_file(staged.join(name).join("vol_data.json")).unwrap();
+    let pod = world.node.volumes.pod_dir(&a.uid).join("volumes/kubernetes.io~csi/pv/vol_data.json");
+    std::fs::remove_file(pod).unwrap();
+    world.mount(&a).unwrap();
+    let stages = world.calls().into_iter().filter(|(call, _)| *call == Call::NodeStageVolume).count();
+    assert_eq!(stages, 2, "{:?}", world.calls());
+    world.node.volumes.unmount(&a.uid).unwrap();
+    world.assert_free();
+}
+
+#[test]
 fn a_volume_is_staged_once_for_all_pods_and_is_free_after_the_last() {
     let mut world = World::new(Options::default());
     world.put(csi("pv.with-dot"));

@@ -24,10 +24,14 @@ impl Volumes {
         let dir = self.pod_dir(pod);
         let volumes = record::of_pod(&dir).map_err(Error::io("read the records of volumes in", dir))?;
         let mut failed = None;
-        for volume in volumes {
+        for volume in volumes.read {
             if let Err(e) = self.unmount_one(pod, &volume) {
                 failed.get_or_insert(e.in_persistent(Some(&volume.name)));
             }
+        }
+        for (name, error) in volumes.unreadable {
+            let e = Error::io("read the record of a volume in", self.pod_dir(pod))(error);
+            failed.get_or_insert(e.in_persistent(Some(&name)));
         }
         failed.map_or(Ok(()), Err)
     }
@@ -95,7 +99,7 @@ impl Volumes {
     }
 
     /// The pods that may have the volume, but for that one.
-    fn users(&self, of: &Record, but: Option<&PodUid>) -> io::Result<BTreeSet<PodUid>> {
+    pub(super) fn users(&self, of: &Record, but: Option<&PodUid>) -> io::Result<BTreeSet<PodUid>> {
         let mut users = BTreeSet::new();
         for name in record::names(&self.pods_dir())? {
             let Ok(uid) = PodUid::new(name) else { continue };
@@ -105,7 +109,12 @@ impl Volumes {
             let same = |volume: &PodVolume| {
                 volume.record.driver_name == of.driver_name && volume.record.volume_handle == of.volume_handle
             };
-            if record::of_pod(&self.pod_dir(&uid))?.iter().any(same) {
+            let volumes = record::of_pod(&self.pod_dir(&uid))?;
+            // A record that cannot be read may be of this volume, unless it has another name. A kubelet's record of a
+            // staging has no name.
+            let may_be =
+                |(name, _): &(String, io::Error)| of.spec_vol_id.is_empty() || *name == of.spec_vol_id;
+            if volumes.read.iter().any(same) || volumes.unreadable.iter().any(may_be) {
                 users.insert(uid);
             }
         }
@@ -122,7 +131,10 @@ impl Volumes {
                 return;
             }
         };
-        for (record, mode, name) in staged {
+        for (name, error) in &staged.unreadable {
+            tracing::warn!(volume = name, %error, "cannot read the record of a staged volume: it stays staged");
+        }
+        for (record, mode, name) in staged.read {
             let paths = CsiPaths::new(&self.roots, &record.driver_name, &record.volume_handle, mode, &name);
             // Who works on the volume has a pod for it.
             let Some(_turn) = self.csi.try_lock(&paths.key) else { continue };
@@ -152,10 +164,11 @@ impl Volumes {
     /// A record cannot be read: the volume of an unreadable record must not count as free.
     pub fn volumes_in_use(&self) -> io::Result<BTreeSet<String>> {
         let mut records: Vec<Record> =
-            record::staged(&plugin_dir(&self.roots))?.into_iter().map(|(record, ..)| record).collect();
+            record::staged(&plugin_dir(&self.roots))?.all()?.into_iter().map(|(record, ..)| record).collect();
         for name in record::names(&self.pods_dir())? {
             let Ok(uid) = PodUid::new(name) else { continue };
-            records.extend(record::of_pod(&self.pod_dir(&uid))?.into_iter().map(|volume| volume.record));
+            records
+                .extend(record::of_pod(&self.pod_dir(&uid))?.all()?.into_iter().map(|volume| volume.record));
         }
         let attached = records.iter().filter(|r| r.is_attached());
         Ok(attached.map(|r| unique_name(&r.driver_name, &r.volume_handle)).collect())

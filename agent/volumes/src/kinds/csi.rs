@@ -65,6 +65,8 @@ impl<'a> Csi<'a> {
             publish_attributes: BTreeMap::new(),
             stage_secrets: Secrets::default(),
             publish_secrets: Secrets::default(),
+            pod_group: pod.security.fs_group,
+            one_pod: source.is_for_one_pod(),
             fs_group: fs_group(
                 pod,
                 source.driver.as_deref(),
@@ -118,6 +120,8 @@ impl<'a> Csi<'a> {
             publish_attributes: BTreeMap::new(),
             stage_secrets: Secrets::default(),
             publish_secrets: Secrets::default(),
+            pod_group: pod.security.fs_group,
+            one_pod: false,
             fs_group: fs_group(pod, object.as_deref(), csi.fs_type.as_deref(), true, csi.read_only),
         };
         let namespace = pod.key.namespace.clone();

@@ -24,6 +24,23 @@ pub(super) struct LocalDevice {
     pub(super) source: PersistentSource,
 }
 
+impl Local {
+    /// Whether another pod has the volume: `root` is the volume's directory of the pod that asks.
+    fn is_used_by_others(&self, root: &Path) -> io::Result<bool> {
+        // <pods>/<uid>/volumes/<plugin>/<volume>
+        let Some(own) = root.ancestors().nth(3) else { return Ok(false) };
+        let Some(pods) = own.parent() else { return Ok(false) };
+        let Ok(below) = root.strip_prefix(own) else { return Ok(false) };
+        for pod in std::fs::read_dir(pods)? {
+            let pod = pod?.path();
+            if pod != own && os::sys(berth_sys::mount::is_mount_point(&pod.join(below)))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
 fn path_of(source: &PersistentSource) -> &Path {
     match &source.volume.source {
         PersistentVolumeSource::Local { path, .. } => path,
@@ -60,7 +77,13 @@ impl VolumePlugin for Local {
             return Ok(());
         }
         let dir = open(inputs, path_of(&self.source))?;
+        let shared = self.is_used_by_others(root).map_err(Error::io("find the users of", root))?;
+        if shared && self.source.is_for_one_pod() {
+            return Err(Error::InUse);
+        }
+        // The first pod of a volume gives it its group, as in the kubelet: another group would lock that pod out.
         if !self.source.read_only
+            && !shared
             && let Some(gid) = inputs.pod.security.fs_group
         {
             let on_mismatch = inputs.pod.security.fs_group_on_root_mismatch;

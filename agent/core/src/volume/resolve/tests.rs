@@ -218,3 +218,12 @@ fn a_volume_of_a_driver_waits_for_its_attachment_where_the_driver_needs_one() {
     alone.objects.set_listed();
     assert!(alone.resolve().is_ok(), "nobody attaches on a node without a control plane");
 }
+
+#[test]
+fn a_driver_may_want_the_volumes_behind_claims_published_again() {
+    let mut world = World::new().csi().put();
+    assert!(!wants_republish(&world.pod, &world.objects));
+    let driver = CsiDriver { requires_republish: true, ..CsiDriver::new("d.io") };
+    world.objects.set_csi_drivers(Arc::new(BTreeMap::from([("d.io".to_owned(), Arc::new(driver))])));
+    assert!(wants_republish(&world.pod, &world.objects));
+}
