@@ -109,7 +109,7 @@ fn a_translated_connection_goes_on(rules: &str, told: &[&str]) {
     }
     assert_eq!(net.enter(remove_kube_proxy_rules).unwrap().unwrap(), told);
     for (from, to) in [(0, 1), (1, 0)] {
-        let mut ends = [&mut client, &mut server];
+        let ends = [&mut client, &mut server];
         ends[from].write_all(b"on").unwrap();
         let mut read = [0; 2];
         ends[to].read_exact(&mut read).unwrap();

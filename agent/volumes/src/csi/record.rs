@@ -83,7 +83,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// The records of a pod, and of the node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Found<T> {
     /// What was read.
     pub(super) read: Vec<T>,
@@ -92,6 +92,10 @@ pub(super) struct Found<T> {
 }
 
 impl<T> Found<T> {
+    fn none() -> Found<T> {
+        Found { read: Vec::new(), unreadable: Vec::new() }
+    }
+
     fn add(
         &mut self,
         name: String,
@@ -120,7 +124,7 @@ impl<T> Found<T> {
 
 /// The volumes of CSI drivers that a pod may have. A record that cannot be read says nothing of the others.
 pub(super) fn of_pod(pod_dir: &Path) -> io::Result<Found<PodVolume>> {
-    let mut all = Found::default();
+    let mut all = Found::none();
     let of = |mode| move |record, name| PodVolume { record, mode, name };
     for name in names(&volumes_dir(pod_dir))? {
         let record = Record::read(&volumes_dir(pod_dir).join(&name).join("vol_data.json"));
@@ -168,7 +172,7 @@ pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
 
 /// The records of staged volumes below the directory of all drivers, with their paths.
 pub(super) fn staged(plugin_dir: &Path) -> io::Result<Found<(Record, VolumeMode, String)>> {
-    let mut all = Found::default();
+    let mut all = Found::none();
     for driver in names(plugin_dir)? {
         let dir: PathBuf = plugin_dir.join(&driver);
         let devices = driver == "volumeDevices";
