@@ -218,7 +218,7 @@ mod tests {
         std::fs::write(root.join("file"), "x").unwrap();
         let _guard = crate::testing::Unmounting(read_only.clone());
         let options = berth_sys::mount::BindOpts { read_only: true, ..Default::default() };
-        berth_sys::mount::bind_fd(&os::open_dir(&read_only).unwrap(), &read_only, options).unwrap();
+        berth_sys::mount::bind_fd(os::open_dir(&read_only).unwrap(), &read_only, options).unwrap();
         apply(os::open_dir(root).unwrap(), root, 4711, false).unwrap();
         assert_eq!((state(&root.join("file")).0, state(root).0), (4711, 4711));
         assert_eq!(state(&read_only.join("inside")).0, 0);
