@@ -66,9 +66,10 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Whether the request renews the node's lease or sends the Node's own status, which a node does all the time.
+    /// Whether the request renews the node's lease or sends the Node's own status, which a node does all the time, or is
+    /// about its CSI drivers, of which a node asks once whatever pods it has.
     pub(crate) fn is_of_the_node(&self) -> bool {
-        matches!(self.resource.as_str(), "leases" | "nodes" | "nodes/status")
+        matches!(self.resource.as_str(), "leases" | "nodes" | "nodes/status" | "csinodes" | "csidrivers")
     }
 
     /// Whether the request is about a certificate of the node.
