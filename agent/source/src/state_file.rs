@@ -10,30 +10,25 @@ use std::{
 /// Replaces a state file by rename. The folder is created where it is missing, mode 0700; the file has mode
 /// 0600.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    make_folder(path)?;
+    let temporary = path.with_extension("tmp");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    drop(file);
     // Not synced: by the digest the reader recognizes a file torn by a power cut, and only that file's
     // content is lost. A sync for each file would slow a burst of changes.
-    replaced(path, bytes, false)
+    fs::rename(&temporary, path)
 }
 
 /// The same for a file whose content cannot be made again: the old or the new one is there after a power cut.
 pub(crate) fn replace_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replaced(path, bytes, true)
+    make_folder(path)?;
+    berth_sys::fs::write_atomic_synced(path, bytes, 0o600).map_err(io::Error::other)
 }
 
-fn replaced(path: &Path, bytes: &[u8], synced: bool) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    let temporary = path.with_extension("tmp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    if synced {
-        file.sync_all()?;
-    }
-    drop(file);
-    fs::rename(&temporary, path)?;
-    match path.parent().filter(|_| synced) {
-        Some(folder) => fs::File::open(folder)?.sync_all(),
+fn make_folder(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(folder) => DirBuilder::new().recursive(true).mode(0o700).create(folder),
         None => Ok(()),
     }
 }

@@ -106,6 +106,13 @@ impl Exposition {
         }
     }
 
+    /// Writes families that the process counts itself.
+    pub fn read_families(&mut self, families: &[&dyn ReadFamily]) {
+        for family in families {
+            self.read_family(*family);
+        }
+    }
+
     /// Writes a family that the process counts itself.
     pub fn read_family(&mut self, family: &dyn ReadFamily) {
         self.family(family.name(), family.help(), family.family_type());

@@ -26,6 +26,13 @@ pub fn wall() -> Wall {
     Wall(i64::try_from(read(ClockId::CLOCK_REALTIME).as_nanos()).unwrap_or(i64::MAX))
 }
 
+/// Wall-clock time of the machine's boot. It moves where the clock is set.
+pub fn booted() -> Wall {
+    let Now { boottime, wall } = now();
+    let since_boot = i64::try_from(boottime.0.as_nanos()).unwrap_or(0);
+    Wall(wall.0.saturating_sub(since_boot))
+}
+
 /// Time of `CLOCK_MONOTONIC`: the clock of eBPF programs (`bpf_ktime_get_ns`), equal in every process. Zero
 /// where the kernel denies it.
 pub fn monotonic() -> Duration {

@@ -25,12 +25,32 @@ use std::{
 /// # Errors
 /// The directory is missing or cannot be written; no temporary file is left.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    replace(path, bytes, mode, false)
+}
+
+/// The same as [`write_atomic`] for a file that cannot be made again: after a crash of the machine the old or the new one is
+/// there, and once the call has returned the new one.
+///
+/// # Errors
+/// As of [`write_atomic`]; or the disk fails.
+pub fn write_atomic_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    replace(path, bytes, mode, true)
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32, synced: bool) -> Result<()> {
     let tmp = temporary_beside(path)?;
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
-        std::fs::rename(&tmp, path)
+        if synced {
+            file.sync_all()?;
+        }
+        std::fs::rename(&tmp, path)?;
+        match path.parent().filter(|_| synced) {
+            Some(dir) => File::open(dir)?.sync_all(),
+            None => Ok(()),
+        }
     })();
     written.map_err(|source| {
         // The first failure is reported; a temporary file that stays is removed by [`remove_unfinished`].

@@ -47,7 +47,7 @@ pub enum Error {
     Claim {
         /// The volume.
         volume: VolumeName,
-        /// Why.
+        /// What is wrong with the claim, its volume or its attachment.
         error: Box<ResolveError>,
     },
     /// The path of a local volume cannot be used.

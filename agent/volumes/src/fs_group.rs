@@ -106,12 +106,7 @@ fn directory(root: &OwnedFd, device: u64, gid: u32, refused: &mut Refused) -> io
 /// Changes a file. Returns a directory to enter.
 fn entry(dir: &OwnedFd, name: &CStr, device: u64, gid: u32) -> io::Result<Option<(OwnedFd, Stat)>> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        Ok(fd) => fd,
-        // A container removed it meanwhile.
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
-        Err(e) => return Err(e.into()),
-    };
+    let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
     let found = rustix::fs::fstat(&fd)?;
     if found.st_dev != device {
         return Ok(None);

@@ -52,17 +52,13 @@ impl Volumes {
                 Ok(None) => continue,
                 // The files stay until the object is known.
                 Err(Error::UnknownObject { .. }) => continue,
-                files => files,
+                Ok(Some(files)) => Ok(files),
+                Err(e) => Err(e),
             };
             if !atomic::is_set_up(&root) {
                 continue;
             }
-            let written = match files {
-                Ok(None) => continue,
-                Ok(Some(files)) => atomic::write_files(&root, &files, pod.security.fs_group),
-                Err(e) => Err(e),
-            };
-            match written {
+            match files.and_then(|files| atomic::write_files(&root, &files, pod.security.fs_group)) {
                 Ok(false) => {}
                 Ok(true) => {
                     changed = true;

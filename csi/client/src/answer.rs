@@ -44,9 +44,9 @@ pub struct NodeCapabilities {
 /// NodeGetVolumeStats: how full a volume is, and how it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeStats {
-    /// Bytes.
+    /// The volume's capacity in bytes, if the driver tells it.
     pub bytes: Option<Usage>,
-    /// Inodes.
+    /// The volume's capacity in inodes, if the driver tells it.
     pub inodes: Option<Usage>,
     /// The volume's condition, if the driver knows it.
     pub condition: Option<Condition>,
@@ -59,7 +59,7 @@ pub struct Usage {
     pub available: u64,
     /// The whole.
     pub total: u64,
-    /// Used.
+    /// How much of the volume is in use, in bytes or inodes.
     pub used: u64,
 }
 

@@ -107,7 +107,7 @@ pub enum Error {
     NoAnswer {
         /// The call.
         subject: Subject,
-        /// Why.
+        /// What is wrong with the text.
         reason: String,
     },
     /// The driver succeeded, and what it answered makes no sense.

@@ -81,7 +81,7 @@ pub struct Request {
     pub volume_context: BTreeMap<String, String>,
     /// Of the controller's publication.
     pub publish_context: BTreeMap<String, String>,
-    /// Secrets.
+    /// The secrets that the call carried.
     pub secrets: BTreeMap<String, String>,
     /// Whether the pod may only read.
     pub readonly: bool,

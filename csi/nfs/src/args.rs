@@ -46,7 +46,7 @@ pub(crate) enum Mode {
     Node,
     /// Once a cluster: creates and deletes volumes.
     Controller,
-    /// Both.
+    /// Both the node service and the controller service.
     All,
 }
 

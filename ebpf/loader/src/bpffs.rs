@@ -29,9 +29,6 @@ use std::{
 /// The source of this agent's mounts.
 const SOURCE: &str = "berth";
 
-/// The mount table of this thread, which may be in a mount namespace of its own.
-const TABLE: &str = "/proc/thread-self/mountinfo";
-
 /// Entries that a kernel with `CONFIG_BPF_PRELOAD` puts into each BPF file system. They belong to no process.
 const BY_KERNEL: [&str; 2] = ["maps.debug", "progs.debug"];
 
@@ -104,18 +101,7 @@ fn on_bpffs(path: &Path) -> Result<bool> {
 /// container, and the programs with the pins.
 fn ends_with_container(dir: &Path) -> Result<bool> {
     let real = dir.canonicalize().map_err(failed("examine", dir))?;
-    let table = Path::new(TABLE);
-    let text = fs::read(table).map_err(failed("read", table))?;
-    Ok(passes_no_mount_on(&text, &escaped(&real)))
-}
-
-/// Whether the mount on top at `point` has no peers (`shared:N`, proc_pid_mountinfo(5)). Nothing mounted there: no.
-fn passes_no_mount_on(table: &[u8], point: &[u8]) -> bool {
-    let words = |line: &[u8]| -> Vec<Vec<u8>> { line.split(|b| *b == b' ').map(<[u8]>::to_vec).collect() };
-    let mut lines = table.split(|b| *b == b'\n').map(words);
-    let Some(last) = lines.rfind(|words| words.get(4).is_some_and(|at| at == point)) else { return false };
-    let mut tags = last.iter().skip(6).take_while(|word| *word != b"-");
-    !tags.any(|tag| tag.starts_with(b"shared:"))
+    Ok(passes_no_mount_on(&table()?, &escaped(&real)))
 }
 
 /// Whether the topmost mount on the directory is a BPF file system with this agent's source.
@@ -124,18 +110,31 @@ fn is_ours(dir: &Path) -> Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         real => real.map_err(failed("examine", dir))?,
     };
-    let table = Path::new(TABLE);
-    let text = fs::read(table).map_err(failed("read", table))?;
-    Ok(source_on(&text, &escaped(&real)) == Some(SOURCE.as_bytes()))
+    Ok(source_on(&table()?, &escaped(&real)) == Some(SOURCE.as_bytes()))
 }
 
-/// The source of the BPF file system mounted at `point`, from a mount table (proc_pid_mountinfo(5)). The last
-/// line for the mount point counts, because it is on top; `None` if that is no BPF file system.
-fn source_on<'a>(table: &'a [u8], point: &[u8]) -> Option<&'a [u8]> {
+/// The mount table of this thread, which may be in a mount namespace of its own.
+fn table() -> Result<Vec<u8>> {
+    let table = Path::new("/proc/thread-self/mountinfo");
+    fs::read(table).map_err(failed("read", table))
+}
+
+/// The words of the mount on top at `point`, from a mount table (proc_pid_mountinfo(5)): the last line for the mount point.
+fn mount_on<'a>(table: &'a [u8], point: &[u8]) -> Option<Vec<&'a [u8]>> {
     let words = |line: &'a [u8]| line.split(|b| *b == b' ').collect::<Vec<_>>();
-    let mut lines = table.split(|b| *b == b'\n').map(words);
-    let last = lines.rfind(|words| words.get(4) == Some(&point))?;
-    let mut right = last.into_iter().skip_while(|word| *word != b"-").skip(1);
+    table.split(|b| *b == b'\n').map(words).rfind(|words| words.get(4) == Some(&point))
+}
+
+/// Whether the mount on top at `point` has no peers (`shared:N`). Nothing mounted there: no.
+fn passes_no_mount_on(table: &[u8], point: &[u8]) -> bool {
+    let Some(mount) = mount_on(table, point) else { return false };
+    let mut tags = mount.into_iter().skip(6).take_while(|word| *word != b"-");
+    !tags.any(|tag| tag.starts_with(b"shared:"))
+}
+
+/// The source of the BPF file system mounted at `point`; `None` if that is no BPF file system.
+fn source_on<'a>(table: &'a [u8], point: &[u8]) -> Option<&'a [u8]> {
+    let mut right = mount_on(table, point)?.into_iter().skip_while(|word| *word != b"-").skip(1);
     (right.next()? == b"bpf").then(|| right.next())?
 }
 

@@ -7,7 +7,7 @@
 
 use super::{plain_http, service_inputs::ServicesHealth};
 use berth_cluster::publish::node::NewestNode;
-use berth_core::{metrics::ReadFamily, time::Wall};
+use berth_core::metrics::ReadFamily;
 use berth_nodeapi::proxy::{self, Proxy};
 use berth_sys::clock;
 use serde_json::Value;
@@ -80,13 +80,11 @@ fn metrics() -> Vec<u8> {
     families.extend(berth_services::metrics::families());
     families.extend(proxy::families());
     families.extend(berth_kube::metrics::families());
-    berth_stats::render::agent::render_process(berth_stats::process::read_own().as_ref(), booted(), &families)
-}
-
-/// The time of the machine's boot.
-fn booted() -> Wall {
-    let since = i64::try_from(clock::boottime().0.as_nanos()).unwrap_or(i64::MAX);
-    Wall(clock::wall().0.saturating_sub(since))
+    berth_stats::render::agent::render_process(
+        berth_stats::process::read_own().as_ref(),
+        clock::booted(),
+        &families,
+    )
 }
 
 struct Served {

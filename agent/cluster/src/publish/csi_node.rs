@@ -14,7 +14,7 @@ use berth_core::{error::Chain, ids::NodeName};
 use berth_kube::{
     Error,
     pool::Pool,
-    request::{Patch, Preconditions, Request},
+    request::{Answer, Patch, Preconditions, Request},
     status::Refusal,
 };
 use berth_source::csi_node::{CsiNodeChange, CsiNodeDriver, csi_node_change, node_patch, topology_conflict};
@@ -131,10 +131,8 @@ impl Server {
         format!("{PATH}/{}", self.node)
     }
 
-    async fn send(&self, request: Request) -> Result<Value, Error> {
-        let answer = self.pool.send(&request.within(DEADLINE)).await?;
-        // What is no object is the caller's.
-        Ok(serde_json::from_slice(&answer.body).unwrap_or_default())
+    async fn send(&self, request: Request) -> Result<Answer, Error> {
+        self.pool.send(&request.within(DEADLINE)).await
     }
 }
 
@@ -147,7 +145,13 @@ impl CsiNodeApi for Server {
     async fn read(&self) -> Result<Option<Value>, Error> {
         match self.send(Request::get(self.path())).await {
             Err(error) if error.refusal().is_some_and(Refusal::is_not_found) => Ok(None),
-            other => other.map(Some),
+            Err(error) => Err(error),
+            Ok(answer) => serde_json::from_slice(&answer.body).map(Some).map_err(|e| Error::Broken {
+                method: "GET".to_owned(),
+                path: self.path(),
+                reason: format!("cannot read the answer as an object: {e}"),
+                connection: false,
+            }),
         }
     }
 

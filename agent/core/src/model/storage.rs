@@ -91,6 +91,28 @@ pub struct PersistentVolumeClaim {
     pub capacity: Option<Quantity>,
 }
 
+impl PersistentVolumeClaim {
+    /// A claim for the pods of one node, which is not bound, with the API's defaults. Its UID is its name.
+    pub fn new(namespace: Namespace, name: impl Into<String>) -> PersistentVolumeClaim {
+        let name = name.into();
+        PersistentVolumeClaim {
+            namespace,
+            uid: name.clone(),
+            name,
+            controller: None,
+            deleting: false,
+            access_modes: vec![AccessMode::ReadWriteOnce],
+            mode: VolumeMode::Filesystem,
+            class: None,
+            request: None,
+            selector: Vec::new(),
+            volume: None,
+            bound: false,
+            capacity: None,
+        }
+    }
+}
+
 /// A requirement of one label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabelRequirement {
@@ -169,6 +191,26 @@ pub struct PersistentVolume {
 }
 
 impl PersistentVolume {
+    /// A volume for the pods of one node, which is bound to no claim, with the API's defaults. Its UID is its name.
+    pub fn new(name: impl Into<String>, source: PersistentVolumeSource) -> PersistentVolume {
+        let name = name.into();
+        PersistentVolume {
+            uid: name.clone(),
+            name,
+            labels: BTreeMap::new(),
+            source,
+            capacity: None,
+            access_modes: vec![AccessMode::ReadWriteOnce],
+            mode: VolumeMode::Filesystem,
+            class: String::new(),
+            reclaim: ReclaimPolicy::Retain,
+            mount_options: Vec::new(),
+            node_affinity: None,
+            claim: None,
+            gid: None,
+        }
+    }
+
     /// Whether a node of that name and those labels has the volume.
     pub fn is_on_node(&self, name: &str, labels: &NodeLabels) -> bool {
         self.node_affinity.as_ref().is_none_or(|terms| selects(terms, name, labels))

@@ -120,6 +120,22 @@ pub struct CsiVolume {
     pub expand_secret: Option<SecretRef>,
 }
 
+impl CsiVolume {
+    /// A volume of that driver with that id, and nothing else said of it.
+    pub fn new(driver: impl Into<String>, handle: impl Into<String>) -> CsiVolume {
+        CsiVolume {
+            driver: driver.into(),
+            handle: handle.into(),
+            fs_type: None,
+            read_only: false,
+            attributes: BTreeMap::new(),
+            stage_secret: None,
+            publish_secret: None,
+            expand_secret: None,
+        }
+    }
+}
+
 /// A Secret of any namespace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SecretRef {

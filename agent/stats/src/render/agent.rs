@@ -72,9 +72,7 @@ pub fn render(facts: &AgentFacts, families: &[&dyn ReadFamily]) -> Vec<u8> {
     node(&mut text, facts);
     pods(&mut text, &facts.pods);
     claims(&mut text, &facts.claims);
-    for family in families {
-        text.read_family(*family);
-    }
+    text.read_families(families);
     if let Some(usage) = &facts.process {
         process::render(&mut text, usage, facts.booted);
     }
@@ -90,9 +88,7 @@ pub fn render(facts: &AgentFacts, families: &[&dyn ReadFamily]) -> Vec<u8> {
 /// Renders `/metrics/probes`.
 pub fn render_probes(process: Option<&ProcessUse>, booted: Wall, families: &[&dyn ReadFamily]) -> Vec<u8> {
     let mut text = Exposition::default();
-    for family in families {
-        text.read_family(*family);
-    }
+    text.read_families(families);
     if let Some(usage) = process {
         process::start_time(&mut text, usage, booted);
     }
@@ -102,9 +98,7 @@ pub fn render_probes(process: Option<&ProcessUse>, booted: Wall, families: &[&dy
 /// Renders `/metrics` of a part of the agent: its families, and the process.
 pub fn render_process(process: Option<&ProcessUse>, booted: Wall, families: &[&dyn ReadFamily]) -> Vec<u8> {
     let mut text = Exposition::default();
-    for family in families {
-        text.read_family(*family);
-    }
+    text.read_families(families);
     if let Some(usage) = process {
         process::render(&mut text, usage, booted);
     }

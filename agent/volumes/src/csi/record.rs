@@ -3,7 +3,7 @@
 use super::paths::{DEVICE_RECORDS, devices_dir, volumes_dir};
 use crate::layout::NODE_DIR;
 use berth_core::model::VolumeMode;
-use berth_sys::fs::{read_limited, remove_if_there, write_atomic};
+use berth_sys::fs::{read_limited, remove_if_there, write_atomic_synced};
 use serde::{Deserialize, Serialize};
 use std::{
     io,
@@ -56,10 +56,8 @@ impl Record {
             crate::os::make_dirs(dir, NODE_DIR)?;
         }
         let text = serde_json::to_vec(self).map_err(io::Error::other)?;
-        crate::os::sys(write_atomic(path, &text, 0o600))?;
-        // What was mounted must be known after a power cut too: the node may have been attached to the volume for good.
-        std::fs::File::open(path)?.sync_all()?;
-        path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
+        // What may be mounted must be known after a power cut too.
+        crate::os::sys(write_atomic_synced(path, &text, 0o600))
     }
 
     /// The record at that path; `None` if there is none. A record that cannot be read is an error: what it was about

@@ -20,29 +20,16 @@ struct World {
 }
 
 fn csi(name: &str) -> PersistentVolume {
+    let source = CsiVolume {
+        fs_type: Some("ext4".into()),
+        attributes: BTreeMap::from([("attribute".into(), "value".into())]),
+        stage_secret: Some(SecretRef { namespace: "vault".parse().unwrap(), name: "stage".into() }),
+        ..CsiVolume::new("test.csi.example", format!("handle-of-{name}"))
+    };
     PersistentVolume {
-        name: name.into(),
-        uid: name.into(),
-        labels: BTreeMap::new(),
-        source: PersistentVolumeSource::Csi(CsiVolume {
-            driver: "test.csi.example".into(),
-            handle: format!("handle-of-{name}"),
-            fs_type: Some("ext4".into()),
-            read_only: false,
-            attributes: BTreeMap::from([("attribute".into(), "value".into())]),
-            stage_secret: Some(SecretRef { namespace: "vault".parse().unwrap(), name: "stage".into() }),
-            publish_secret: None,
-            expand_secret: None,
-        }),
-        capacity: None,
-        access_modes: vec![AccessMode::ReadWriteOnce],
-        mode: VolumeMode::Filesystem,
-        class: String::new(),
-        reclaim: ReclaimPolicy::Retain,
         mount_options: vec!["noatime".into()],
-        node_affinity: None,
         claim: Some(ClaimRef { namespace: "default".into(), name: name.into(), uid: name.into() }),
-        gid: None,
+        ..PersistentVolume::new(name, PersistentVolumeSource::Csi(source))
     }
 }
 
@@ -75,19 +62,11 @@ impl World {
     fn put(&mut self, volume: PersistentVolume) {
         let namespace: berth_core::ids::Namespace = "default".parse().unwrap();
         let claim = PersistentVolumeClaim {
-            namespace: namespace.clone(),
-            name: volume.name.clone(),
-            uid: volume.name.clone(),
-            controller: None,
-            deleting: false,
             access_modes: volume.access_modes.clone(),
             mode: volume.mode,
-            class: None,
-            request: None,
-            selector: Vec::new(),
             volume: Some(volume.name.clone()),
             bound: true,
-            capacity: None,
+            ..PersistentVolumeClaim::new(namespace.clone(), volume.name.clone())
         };
         let key = |kind| (kind, namespace.clone(), volume.name.clone());
         let claim = StorageObject::Claim(Arc::new(claim));

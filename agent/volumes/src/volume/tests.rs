@@ -4,9 +4,8 @@ use crate::testing::{
 };
 use berth_core::{
     model::{
-        AccessMode, ClaimRef, HostPathType, KeysVolume, Medium, ObjectKind, PersistentVolume,
-        PersistentVolumeClaim, PersistentVolumeSource, ReclaimPolicy, StorageObject, SubPath, VolumeDevice,
-        VolumeMode, VolumeMount, VolumeSource,
+        ClaimRef, HostPathType, KeysVolume, Medium, ObjectKind, PersistentVolume, PersistentVolumeClaim,
+        PersistentVolumeSource, StorageObject, SubPath, VolumeDevice, VolumeMode, VolumeMount, VolumeSource,
     },
     refs::refs,
     value::Why,
@@ -408,34 +407,17 @@ fn claimed(node: &Node, source: PersistentVolumeSource, mode: VolumeMode, read_o
     let namespace: berth_core::ids::Namespace = "default".parse().unwrap();
     let claim_of = ClaimRef { namespace: "default".into(), name: "claim".into(), uid: "cu".into() };
     let volume = PersistentVolume {
-        name: "pv.one".into(),
         uid: "vu".into(),
-        labels: Default::default(),
-        source,
-        capacity: None,
-        access_modes: vec![AccessMode::ReadWriteOnce],
         mode,
-        class: String::new(),
-        reclaim: ReclaimPolicy::Retain,
-        mount_options: Vec::new(),
-        node_affinity: None,
         claim: Some(claim_of),
-        gid: None,
+        ..PersistentVolume::new("pv.one", source)
     };
     let claim = PersistentVolumeClaim {
-        namespace: namespace.clone(),
-        name: "claim".into(),
         uid: "cu".into(),
-        controller: None,
-        deleting: false,
-        access_modes: vec![AccessMode::ReadWriteOnce],
         mode,
-        class: None,
-        request: None,
-        selector: Vec::new(),
         volume: Some("pv.one".into()),
         bound: true,
-        capacity: None,
+        ..PersistentVolumeClaim::new(namespace.clone(), "claim")
     };
     let mut objects = Objects::listed();
     let key = |kind, name: &str| (kind, namespace.clone(), name.to_owned());

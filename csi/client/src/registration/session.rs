@@ -14,11 +14,11 @@ use tokio::time::sleep;
 
 /// Why a plugin is not registered, and what may change that.
 enum Refusal {
-    /// Time.
+    /// The plugin may answer later: it is asked again after a pause.
     Again(String),
     /// Another driver has the name.
     Taken(Introduced, String),
-    /// Nothing but another plugin.
+    /// The socket will never be that of a driver: its plugin is asked again only if the socket is replaced.
     Never(String),
 }
 

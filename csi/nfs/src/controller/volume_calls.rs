@@ -116,15 +116,7 @@ impl Controller {
     pub(super) async fn delete(&self, request: DeleteVolumeRequest, patience: Duration) -> Result<()> {
         required("volume_id", &request.volume_id)?;
         let Some(handle) = VolumeHandle::parse(&request.volume_id) else { return Ok(()) };
-        let options = self.options(&request.secrets)?;
-        let mounter = Arc::clone(&self.mounter);
-        let (location, subject) = (handle.location.clone(), Subject::volume(&handle, None));
-        let work = move |operation: &Operation| {
-            operation.step(format!("mounting {}", handle.location.whole_share().source()));
-            let share = mounted(mounter.as_ref(), &handle.location, options)?;
-            volumes::delete(&share, &handle, operation)
-        };
-        self.change("delete", subject, &location, patience, work).await.map_err(|(e, _)| e)
+        self.change_volume("delete", handle, &request.secrets, patience, volumes::delete).await
     }
 
     /// Says whether a volume can be used in these ways.
@@ -210,14 +202,28 @@ impl Controller {
         let wanted = Capacity::read(request.capacity_range.as_ref())?;
         let handle = VolumeHandle::parse(&request.volume_id)
             .ok_or_else(|| Error::NotFound(format!("volume {:?}", request.volume_id)))?;
-        let options = self.options(&request.secrets)?;
+        let expand =
+            move |share: &Share, handle: &VolumeHandle, _: &Operation| volumes::expand(share, handle, wanted);
+        self.change_volume("expand", handle, &request.secrets, patience, expand).await
+    }
+
+    /// Changes a volume on its mounted share.
+    async fn change_volume<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        handle: VolumeHandle,
+        secrets: &Map,
+        patience: Duration,
+        change: impl FnOnce(&Share, &VolumeHandle, &Operation) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let options = self.options(secrets)?;
         let mounter = Arc::clone(&self.mounter);
         let (location, subject) = (handle.location.clone(), Subject::volume(&handle, None));
         let work = move |operation: &Operation| {
             operation.step(format!("mounting {}", handle.location.whole_share().source()));
             let share = mounted(mounter.as_ref(), &handle.location, options)?;
-            volumes::expand(&share, &handle, wanted)
+            change(&share, &handle, operation)
         };
-        self.change("expand", subject, &location, patience, work).await.map_err(|(e, _)| e)
+        self.change(what, subject, &location, patience, work).await.map_err(|(e, _)| e)
     }
 }

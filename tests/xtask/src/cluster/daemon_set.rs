@@ -33,15 +33,9 @@ impl Cluster {
     /// # Errors
     /// The API server refuses it, or the pod does not get ready.
     pub(crate) fn roll_out_daemon_set(&self) -> Result<()> {
-        let path = crate::root().join("deploy/daemonset/services.yaml");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let marked =
             [("https://API-SERVER:6443", self.place.server()), ("10.96.0.0/16", SERVICES.to_owned())];
-        let mut manifest = text;
-        for (from, to) in marked {
-            ensure!(manifest.contains(from), "{} does not name {from}", path.display());
-            manifest = manifest.replace(from, &to);
-        }
+        let manifest = self.manifest("services.yaml", &marked)?;
         self.apply("berth-services", &manifest)?;
         self.is_rolled_out(NAME)
     }
@@ -65,11 +59,25 @@ impl Cluster {
     /// The API server refuses it, or `berth reset` fails.
     pub(crate) fn remove_daemon_set(&self) -> Result<()> {
         self.delete_daemon_set(NAME, "berth-services")?;
-        let path = crate::root().join("deploy/daemonset/reset.yaml");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = self.manifest("reset.yaml", &[])?;
         self.apply("berth-reset", &text)?;
         self.is_rolled_out(RESET)?;
         self.delete_daemon_set(RESET, "berth-reset")
+    }
+
+    /// A manifest of the DaemonSet with these replacements. The agent's state that survives reboots goes to the cluster's
+    /// directory: `/var/lib` is the machine's.
+    fn manifest(&self, name: &str, replaced: &[(&str, String)]) -> Result<String> {
+        let path = crate::root().join("deploy/daemonset").join(name);
+        let mut text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let state =
+            ("path: /var/lib/berth,", format!("path: {},", self.place.dir.join("berth-state").display()));
+        for (from, to) in replaced.iter().chain([&state]) {
+            ensure!(text.contains(from), "{} does not name {from}", path.display());
+            text = text.replace(from, to);
+        }
+        Ok(text)
     }
 
     fn delete_daemon_set(&self, name: &str, app: &str) -> Result<()> {

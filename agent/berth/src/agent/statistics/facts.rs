@@ -19,8 +19,6 @@ pub(super) struct MachineFacts {
 
 impl MachineFacts {
     pub(super) fn read(roots: &Roots) -> MachineFacts {
-        let now = clock::now();
-        let since_boot = i64::try_from(now.boottime.0.as_nanos()).unwrap_or(0);
         let memory = Meminfo::current().ok();
         let line = |path: &Path| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
         let os = line("/etc/os-release".as_ref());
@@ -37,13 +35,9 @@ impl MachineFacts {
             swap: memory.as_ref().map_or(0, |m| m.swap_total),
             kernel_version: line("/proc/sys/kernel/osrelease".as_ref()),
             os_version: name.trim_matches('"').to_owned(),
-            read_at: now.wall,
+            read_at: clock::wall(),
         };
-        MachineFacts {
-            node: roots.node_name.to_string(),
-            machine,
-            booted: Wall(now.wall.0.saturating_sub(since_boot)),
-        }
+        MachineFacts { node: roots.node_name.to_string(), machine, booted: clock::booted() }
     }
 
     /// The facts of `/stats/summary`, with the number of processes now.

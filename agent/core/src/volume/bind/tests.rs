@@ -1,42 +1,14 @@
 use super::*;
-use crate::model::{
-    AccessMode, ClaimRef, NodeSelectorTerm, PersistentVolumeSource, ReclaimPolicy, VolumeMode,
-};
+use crate::model::{AccessMode, ClaimRef, NodeSelectorTerm, PersistentVolumeSource, VolumeMode};
 
 fn volume(name: &str, size: &str) -> PersistentVolume {
-    PersistentVolume {
-        name: name.into(),
-        uid: name.into(),
-        labels: BTreeMap::new(),
-        source: PersistentVolumeSource::Local { path: "/d".into(), fs_type: None },
-        capacity: Some(size.parse().unwrap()),
-        access_modes: vec![AccessMode::ReadWriteOnce],
-        mode: VolumeMode::Filesystem,
-        class: String::new(),
-        reclaim: ReclaimPolicy::Retain,
-        mount_options: Vec::new(),
-        node_affinity: None,
-        claim: None,
-        gid: None,
-    }
+    let source = PersistentVolumeSource::Local { path: "/d".into(), fs_type: None };
+    PersistentVolume { capacity: Some(size.parse().unwrap()), ..PersistentVolume::new(name, source) }
 }
 
 fn claim(name: &str, size: &str) -> PersistentVolumeClaim {
-    PersistentVolumeClaim {
-        namespace: "default".parse().unwrap(),
-        name: name.into(),
-        uid: name.into(),
-        controller: None,
-        deleting: false,
-        access_modes: vec![AccessMode::ReadWriteOnce],
-        mode: VolumeMode::Filesystem,
-        class: None,
-        request: Some(size.parse().unwrap()),
-        selector: Vec::new(),
-        volume: None,
-        bound: false,
-        capacity: None,
-    }
+    let claim = PersistentVolumeClaim::new("default".parse().unwrap(), name);
+    PersistentVolumeClaim { request: Some(size.parse().unwrap()), ..claim }
 }
 
 fn bound(

@@ -2,8 +2,8 @@ use super::*;
 use crate::{
     ids::PodKey,
     model::{
-        AccessMode, ClaimRef, Container, CsiVolume, MountPropagation, NodeSelectorTerm, ReclaimPolicy,
-        RecursiveReadOnly, StorageObject, VolumeMount,
+        ClaimRef, Container, CsiVolume, MountPropagation, NodeSelectorTerm, RecursiveReadOnly, StorageObject,
+        VolumeMount,
     },
     refs::refs_with,
 };
@@ -35,49 +35,20 @@ impl World {
             ..Pod::new("u".parse().unwrap(), key, "n1".parse().unwrap())
         };
         let claim = PersistentVolumeClaim {
-            namespace: "default".parse().unwrap(),
-            name: "claim".into(),
             uid: "cu".into(),
-            controller: None,
-            deleting: false,
-            access_modes: vec![AccessMode::ReadWriteOnce],
-            mode: VolumeMode::Filesystem,
-            class: None,
-            request: None,
-            selector: Vec::new(),
             volume: Some("pv".into()),
             bound: true,
-            capacity: None,
+            ..PersistentVolumeClaim::new("default".parse().unwrap(), "claim")
         };
-        let volume = PersistentVolume {
-            name: "pv".into(),
-            uid: "vu".into(),
-            labels: BTreeMap::new(),
-            source: PersistentVolumeSource::Local { path: "/d".into(), fs_type: None },
-            capacity: None,
-            access_modes: vec![AccessMode::ReadWriteOnce],
-            mode: VolumeMode::Filesystem,
-            class: String::new(),
-            reclaim: ReclaimPolicy::Retain,
-            mount_options: Vec::new(),
-            node_affinity: None,
-            claim: Some(ClaimRef { namespace: "default".into(), name: "claim".into(), uid: "cu".into() }),
-            gid: None,
-        };
+        let source = PersistentVolumeSource::Local { path: "/d".into(), fs_type: None };
+        let of = ClaimRef { namespace: "default".into(), name: "claim".into(), uid: "cu".into() };
+        let volume =
+            PersistentVolume { uid: "vu".into(), claim: Some(of), ..PersistentVolume::new("pv", source) };
         World { pod, claim, volume, objects: Objects::default() }
     }
 
     fn csi(mut self) -> World {
-        self.volume.source = PersistentVolumeSource::Csi(CsiVolume {
-            driver: "d.io".into(),
-            handle: "h".into(),
-            fs_type: None,
-            read_only: false,
-            attributes: BTreeMap::new(),
-            stage_secret: None,
-            publish_secret: None,
-            expand_secret: None,
-        });
+        self.volume.source = PersistentVolumeSource::Csi(CsiVolume::new("d.io", "h"));
         self
     }
 

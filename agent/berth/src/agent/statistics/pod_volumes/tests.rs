@@ -3,10 +3,7 @@
 use super::*;
 use berth_core::{
     ids::PodKey,
-    model::{
-        AccessMode, CsiEphemeral, CsiVolume, Medium, NfsVolume, ObjectKind, PersistentVolumeClaim,
-        ReclaimPolicy, StorageObject,
-    },
+    model::{CsiEphemeral, CsiVolume, Medium, NfsVolume, ObjectKind, PersistentVolumeClaim, StorageObject},
 };
 use berth_csi_client::{
     Driver, NodeCapabilities, NodeInfo,
@@ -24,50 +21,18 @@ fn pod(sources: Vec<(&str, VolumeSource)>) -> Pod {
 }
 
 fn csi(driver: &str) -> PersistentVolumeSource {
-    PersistentVolumeSource::Csi(CsiVolume {
-        driver: driver.into(),
-        handle: "h".into(),
-        fs_type: None,
-        read_only: false,
-        attributes: BTreeMap::new(),
-        stage_secret: None,
-        publish_secret: None,
-        expand_secret: None,
-    })
+    PersistentVolumeSource::Csi(CsiVolume::new(driver, "h"))
 }
 
 /// Adds a claim of that name, bound to a volume `pv-<name>` of that source.
 fn bind(objects: &mut Objects, name: &str, source: PersistentVolumeSource, mode: VolumeMode, bound: bool) {
     let claim = PersistentVolumeClaim {
-        namespace: "ns".parse().unwrap(),
-        name: name.into(),
-        uid: "cu".into(),
-        controller: None,
-        deleting: false,
-        access_modes: vec![AccessMode::ReadWriteOnce],
         mode,
-        class: None,
-        request: None,
-        selector: Vec::new(),
         volume: Some(format!("pv-{name}")),
         bound,
-        capacity: None,
+        ..PersistentVolumeClaim::new("ns".parse().unwrap(), name)
     };
-    let volume = PersistentVolume {
-        name: format!("pv-{name}"),
-        uid: "vu".into(),
-        labels: BTreeMap::new(),
-        source,
-        capacity: None,
-        access_modes: vec![AccessMode::ReadWriteOnce],
-        mode,
-        class: String::new(),
-        reclaim: ReclaimPolicy::Retain,
-        mount_options: Vec::new(),
-        node_affinity: None,
-        claim: None,
-        gid: None,
-    };
+    let volume = PersistentVolume { mode, ..PersistentVolume::new(format!("pv-{name}"), source) };
     let key = |kind, name: &str| (kind, "ns".parse().unwrap(), name.to_owned());
     objects.put_storage(key(ObjectKind::PersistentVolumeClaim, name), StorageObject::Claim(Arc::new(claim)));
     let name = format!("pv-{name}");
