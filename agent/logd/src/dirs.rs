@@ -2,8 +2,9 @@
 //! hostPath over `/var/log`): no symbolic link is followed, nothing above the root is reached, and
 //! only regular files are used.
 
+use berth_sys::fs::reopen_regular;
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags},
     io::Errno,
 };
 use std::{
@@ -16,6 +17,8 @@ use std::{
 
 const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+/// Of a descriptor that only names a file, so that neither a device nor a FIFO is opened.
+const NAME: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Opens the root directory by its path. The root belongs to the node's owner, so links in its path
@@ -44,39 +47,29 @@ pub(crate) fn make_dirs(root: &Path, names: &[&str]) -> io::Result<OwnedFd> {
 
 /// Opens a regular file for reading.
 pub(crate) fn open_read(dir: impl AsFd, name: &str) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    regular(rustix::fs::openat2(dir, name, flags, Mode::empty(), BENEATH)?)
+    reopen_regular(rustix::fs::openat2(dir, name, NAME, Mode::empty(), BENEATH)?, OFlags::RDONLY)
 }
 
 /// Opens a file for appending, mode 0640, and creates the file if it does not exist. Names in a log
 /// directory belong to logd: a name that is not a regular file with one link is removed first,
 /// because it may lead anywhere.
 pub(crate) fn open_append(dir: impl AsFd, name: &str) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mode = Mode::from_raw_mode(0o640);
-    let opened = rustix::fs::openat2(&dir, name, flags | OFlags::CREATE, mode, BENEATH);
-    match opened.map_err(io::Error::from).and_then(regular) {
-        Ok(file) if rustix::fs::fstat(&file)?.st_nlink == 1 => return Ok(file),
-        Ok(_) => {}
-        Err(e) if foreign(&e) => {}
-        Err(e) => return Err(e),
+    let flags = OFlags::RDWR | OFlags::APPEND;
+    match rustix::fs::openat2(&dir, name, NAME, Mode::empty(), BENEATH) {
+        Ok(found) => match reopen_regular(found, flags) {
+            Ok(file) if rustix::fs::fstat(&file)?.st_nlink == 1 => return Ok(file),
+            Ok(_) => rustix::fs::unlinkat(&dir, name, AtFlags::empty())?,
+            // It is something else.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
+            }
+            Err(e) => return Err(e),
+        },
+        Err(Errno::NOENT) => {}
+        Err(e) => return Err(e.into()),
     }
-    rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
-    regular(rustix::fs::openat2(&dir, name, flags | OFlags::CREATE | OFlags::EXCL, mode, BENEATH)?)
-}
-
-/// Whether opening failed because the name belongs to something other than a regular file.
-fn foreign(e: &io::Error) -> bool {
-    let errno = Errno::from_io_error(e);
-    e.kind() == io::ErrorKind::InvalidInput || matches!(errno, Some(Errno::LOOP | Errno::NXIO))
-}
-
-fn regular(fd: OwnedFd) -> io::Result<File> {
-    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) == FileType::RegularFile {
-        Ok(File::from(fd))
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"))
-    }
+    let make = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::openat2(&dir, name, make, Mode::from_raw_mode(0o640), BENEATH)?))
 }
 
 /// The names in a directory, without `.`, `..` and names that are not UTF-8.
@@ -150,6 +143,76 @@ mod tests {
         symlink(tmp.path(), root.join("evil")).unwrap();
         assert!(open_dir(open_root(&root).unwrap(), &["evil", "logs"]).is_err());
         assert!(make_dirs(&root, &["evil", "x"]).is_err());
+    }
+
+    /// A pod that can write to the directory of logs exchanges a log for other files. `BERTH_ATTACKS` is the number of rounds.
+    #[test]
+    fn attack_on_logs_by_exchanges() {
+        use std::{
+            io::Read,
+            sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        };
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Relaxed);
+            }
+        }
+        let rounds = std::env::var("BERTH_ATTACKS").map_or(2_000, |text| text.parse().unwrap());
+        let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
+        let outside = tmp.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("secret"), "precious").unwrap();
+        let dir = make_dirs(&tmp.path().join("logs"), &["pod", "c"]).unwrap();
+        let at = tmp.path().join("logs/pod/c");
+        let (done, exchanges) = (AtomicBool::new(false), AtomicU32::new(0));
+        let attack = |n: u32| {
+            // The server removes what is no log, so that each attack brings its own.
+            _ = match n % 5 {
+                0 => symlink(outside.join("secret"), at.join("evil")).is_ok(),
+                1 => symlink(outside.join("new"), at.join("evil")).is_ok(),
+                2 => rustix::fs::mkfifoat(&dir, "evil", Mode::from_raw_mode(0o600)).is_ok(),
+                3 => std::fs::hard_link(at.join("other"), at.join("evil")).is_ok(),
+                _ => {
+                    let null = rustix::fs::FileType::CharacterDevice;
+                    rustix::fs::mknodat(&dir, "evil", null, Mode::from_raw_mode(0o600), 0x103).is_ok()
+                }
+            };
+            rustix::fs::renameat_with(&dir, "evil", &dir, "0.log", rustix::fs::RenameFlags::EXCHANGE).is_ok()
+        };
+        std::fs::write(at.join("other"), "").unwrap();
+        let (mut read, mut written) = (0u32, 0u32);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0.. {
+                    if done.load(Relaxed) {
+                        break;
+                    }
+                    exchanges.fetch_add(u32::from(attack(n)), Relaxed);
+                }
+            });
+            let _stop = Stop(&done);
+            for _ in 0..rounds {
+                if let Ok(mut file) = open_append(&dir, "0.log") {
+                    file.write_all(b"x").unwrap();
+                    written += 1;
+                }
+                if let Ok(file) = open_read(&dir, "0.log") {
+                    let mut text = String::new();
+                    file.take(100).read_to_string(&mut text).unwrap();
+                    assert!(!text.contains("precious"));
+                    read += 1;
+                }
+            }
+        });
+        let exchanges = exchanges.into_inner();
+        println!("{rounds} rounds, {exchanges} exchanges, {read} reads, {written} writes");
+        assert!(
+            exchanges >= rounds / 10 && read > 10 && written > 10,
+            "no race: {exchanges} {read} {written}"
+        );
+        assert_eq!(std::fs::read_to_string(outside.join("secret")).unwrap(), "precious");
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1, "nothing was made outside");
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! [`Reports`].
 
 mod executor;
-mod failpoint;
 mod manager;
 pub mod metrics;
 mod names;

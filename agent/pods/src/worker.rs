@@ -23,7 +23,6 @@ pub(crate) use message::{InitialState, WorkerConfig};
 
 use crate::{
     executor::{ActionResult, Context, Executor, NodeProcess, ObservedChange, PodSnapshot},
-    failpoint::{Side, pass},
     metrics,
     pod_cache::PodCache,
     probes::{ProbeManager, ProbeUpdate, Trouble},
@@ -39,6 +38,7 @@ use berth_core::{
     status::PodStatus,
     time::{Boottime, Now, Wall},
 };
+use berth_sys::failpoint::{Side, pass};
 use observe::OBSERVE_RETRY_MAX;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

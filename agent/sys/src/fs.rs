@@ -4,7 +4,7 @@ pub use crate::copy::copy_dir;
 use crate::{Error, Result};
 pub use rustix::fs::{Mode, OFlags};
 use rustix::{
-    fs::{ResolveFlags, openat2},
+    fs::{FileType, ResolveFlags, fstat, openat2},
     io::Errno,
 };
 use std::{
@@ -110,13 +110,35 @@ fn temporary_beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(tmp))
 }
 
-/// Reads a whole file of at most `max` bytes.
+/// Reads a whole file of at most `max` bytes. Only a regular file is read, see [`open_regular`].
 ///
 /// # Errors
 /// The file cannot be opened or read, or [`Error::TooLong`].
 pub fn read_limited(path: &Path, max: usize) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|source| Error::Open { path: path.into(), source })?;
+    let file = open_regular(path).map_err(|source| Error::Open { path: path.into(), source })?;
     read_file_limited(file, path, max)
+}
+
+/// Opens a regular file for reading; links are followed. Whatever else lies at the path is looked at and not opened: a FIFO
+/// would hold up its reader until somebody writes, and some devices act when they are opened.
+///
+/// # Errors
+/// The file is missing or cannot be opened, or it is no regular file (`InvalidInput`).
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    reopen_regular(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?, OFlags::RDONLY)
+}
+
+/// Opens the file of a descriptor that only names it (`O_PATH`), if it is a regular one; see [`open_regular`].
+///
+/// # Errors
+/// As of [`open_regular`].
+pub fn reopen_regular(named: impl AsFd, flags: OFlags) -> io::Result<File> {
+    if FileType::from_raw_mode(fstat(&named)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    // This path names that very file, whatever lies at its own path by now.
+    let path = format!("/proc/self/fd/{}", named.as_fd().as_raw_fd());
+    Ok(File::from(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?))
 }
 
 /// Reads a whole open file of at most `max` bytes; `path` only names the file in errors.
@@ -268,9 +290,30 @@ mod tests {
         std::fs::write(&path, "12345").unwrap();
         assert_eq!(read_limited(&path, 5).unwrap(), b"12345");
         assert!(matches!(read_limited(&path, 4), Err(Error::TooLong { max: 4, .. })));
-        assert!(matches!(read_limited(Path::new("/dev/zero"), 100), Err(Error::TooLong { .. })));
         std::fs::write(&path, [0xff]).unwrap();
         assert!(matches!(read_to_string_limited(&path, 9), Err(Error::Malformed { .. })));
+        // A file without a length in its attributes.
+        assert!(read_to_string_limited(Path::new("/proc/self/stat"), 4096).unwrap().len() > 10);
+    }
+
+    #[test]
+    fn only_regular_files_are_read_and_a_fifo_holds_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "text").unwrap();
+        symlink(at("file"), at("link")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        symlink(at("fifo"), at("link-to-fifo")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        assert_eq!(read_limited(&at("link"), 9).unwrap(), b"text");
+        let others = ["fifo", "link-to-fifo", "socket", "."].map(at);
+        for other in
+            others.iter().map(PathBuf::as_path).chain([Path::new("/dev/zero"), Path::new("/dev/null")])
+        {
+            let refused = read_limited(other, 100);
+            let no_file = |e: &io::Error| e.kind() == io::ErrorKind::InvalidInput;
+            assert!(matches!(&refused, Err(Error::Open { source, .. }) if no_file(source)), "{other:?}");
+        }
     }
 
     #[test]

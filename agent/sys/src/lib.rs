@@ -13,6 +13,7 @@ mod copy;
 mod detached;
 mod error;
 pub mod exec;
+pub mod failpoint;
 pub mod fs;
 pub mod memory;
 pub mod mount;

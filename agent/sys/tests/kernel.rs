@@ -127,6 +127,28 @@ fn unmounting_follows_no_link() {
 }
 
 #[test]
+fn unmounting_beneath_a_directory_enters_no_link() {
+    let t = Dir::new();
+    let (inside, outside) = (t.dir("pod/a/at"), t.dir("outside/at"));
+    for dir in [&inside, &outside] {
+        mount::tmpfs(dir, None, 0o755).unwrap();
+    }
+    let below = t.dir("pod/a/at/deep");
+    mount::tmpfs(&below, None, 0o755).unwrap();
+    let pod = fs::File::open(t.path("pod")).unwrap();
+    let unmount = |rel: &str| mount::unmount_beneath(&pod, Path::new(rel)).unwrap();
+    // The directory becomes a link, after the mounts were listed.
+    fs::rename(t.path("pod/a"), t.path("pod/b")).unwrap();
+    symlink("../outside", t.path("pod/a")).unwrap();
+    for rel in ["a/at", "a", "none/at", "../outside/at"] {
+        assert!(!unmount(rel), "{rel}");
+    }
+    assert!(mount::is_mount_point(&outside).unwrap());
+    assert!(unmount("b/at/deep") && unmount("b/at") && !unmount("b/at"));
+    assert!(mount::unmount_beneath(&pod, Path::new("")).is_err());
+}
+
+#[test]
 fn what_is_mounted_below_an_rshared_directory_is_shared() {
     let t = Dir::new();
     let outer = t.dir("outer");

@@ -8,6 +8,7 @@ pub use berth_core::{ids::NodeName, roots::Roots};
 
 pub mod cgroup;
 pub mod containerd;
+pub mod fuse;
 pub mod image;
 pub mod logs;
 pub mod machine;
