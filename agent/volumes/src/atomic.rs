@@ -14,6 +14,7 @@ use crate::{
     Error, os,
     payload::{PayloadFile, VolumeFiles},
 };
+use berth_sys::{failpoint::step, fs::reopen_regular};
 use rustix::{
     fd::{AsFd as _, BorrowedFd, OwnedFd},
     fs::{AtFlags, FileType, Mode, OFlags},
@@ -53,7 +54,9 @@ pub(crate) fn write(dir: &Path, payload: &VolumeFiles, gid: Option<u32>) -> io::
     };
     if changed {
         let name = new_version(root)?;
-        let filled = os::open_dir_at(root, name.as_c_str()).and_then(|dir| fill(dir, payload, gid));
+        let filled = step("fill-version", || {
+            os::open_dir_at(root, name.as_c_str()).and_then(|dir| fill(dir, payload, gid))
+        });
         if let Err(e) = filled.and_then(|()| publish(root, dir, &name)) {
             // If this fails too, the next write removes the version.
             drop(os::remove_entry(root, dir, &name));
@@ -97,7 +100,7 @@ fn new_version(root: BorrowedFd<'_>) -> io::Result<CString> {
     let stamp = now.strftime("..%Y_%m_%d_%H_%M_%S").to_string();
     for n in 0..1000u32 {
         let name = CString::new(format!("{stamp}.{}{n}", now.subsec_nanosecond().unsigned_abs()))?;
-        match rustix::fs::mkdirat(root, &name, Mode::from_raw_mode(0o700)) {
+        match step("make-version", || rustix::fs::mkdirat(root, &name, Mode::from_raw_mode(0o700))) {
             Ok(()) => return Ok(name),
             Err(Errno::EXIST) => {}
             Err(e) => return Err(e.into()),
@@ -141,7 +144,7 @@ fn write_file(dir: &OwnedFd, name: &OsStr, file: &PayloadFile, gid: Option<u32>)
 fn publish(root: BorrowedFd<'_>, dir: &Path, version: &CStr) -> io::Result<()> {
     os::remove_entry(root, dir, DATA_TMP)?;
     rustix::fs::symlinkat(version, root, DATA_TMP)?;
-    match rustix::fs::renameat(root, DATA_TMP, root, DATA) {
+    match step("publish-version", || rustix::fs::renameat(root, DATA_TMP, root, DATA)) {
         // The pod has put a directory in its place.
         Err(Errno::ISDIR | Errno::NOTEMPTY) => {
             os::remove_entry(root, dir, DATA)?;
@@ -166,7 +169,7 @@ fn show(root: BorrowedFd<'_>, dir: &Path, name: &[u8]) -> io::Result<()> {
         Err(Errno::NOENT) => {}
         Err(e) => return Err(e.into()),
     }
-    Ok(rustix::fs::symlinkat(OsStr::from_bytes(&wanted), root, name)?)
+    Ok(step("show-file", || rustix::fs::symlinkat(OsStr::from_bytes(&wanted), root, name))?)
 }
 
 /// Removes links to keys that are gone, old versions and leftovers of a crash.
@@ -183,7 +186,7 @@ fn tidy(root: BorrowedFd<'_>, dir: &Path, shown: &BTreeSet<&[u8]>, current: Opti
             matches!(rustix::fs::readlinkat(root, &name, Vec::new()), Ok(t) if t.to_bytes() == link_target(bytes))
         };
         if gone {
-            os::remove_entry(root, dir, &name)?;
+            step("tidy-version", || os::remove_entry(root, dir, &name))?;
         }
     }
     Ok(())
@@ -214,7 +217,7 @@ fn same(dir: &OwnedFd, at: &Path, left: &mut BTreeMap<&Path, &PayloadFile>) -> i
             FileType::RegularFile => match left.remove(path.as_path()) {
                 Some(file) => {
                     u64::try_from(stat.st_size).ok() == u64::try_from(file.bytes.len()).ok()
-                        && read_file(dir, &name)? == file.bytes
+                        && read_file(dir, &name, file.bytes.len())? == file.bytes
                 }
                 None => false,
             },
@@ -227,10 +230,13 @@ fn same(dir: &OwnedFd, at: &Path, left: &mut BTreeMap<&Path, &PayloadFile>) -> i
     Ok(true)
 }
 
-fn read_file(dir: &OwnedFd, name: &CStr) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+/// The content of a file that should have that length; a byte more tells that it is longer.
+fn read_file(dir: &OwnedFd, name: &CStr, length: usize) -> io::Result<Vec<u8>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = reopen_regular(rustix::fs::openat(dir, name, flags, Mode::empty())?, OFlags::RDONLY)?;
     let mut bytes = Vec::new();
-    File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?).read_to_end(&mut bytes)?;
+    // It may grow without end.
+    file.take(u64::try_from(length).unwrap_or(u64::MAX).saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -5,7 +5,6 @@ use berth_core::{event::Event, model::Pod};
 use berth_sys::fs::read_limited;
 use rustix::{fs::OFlags, mount::MountFlags};
 use std::{
-    fs::File,
     io::{self, Read as _, Write as _},
     os::unix::fs::FileExt as _,
     path::Path,
@@ -69,12 +68,8 @@ fn read_node_file(path: &Path) -> Result<Vec<u8>, Error> {
 /// Makes `bytes` the content of the file. The inode stays the same, because containers have the file itself mounted.
 fn write_in_place(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let write = || {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::from_raw_mode(MODE))?);
+        let mut file = os::open_or_make(path, OFlags::RDWR, MODE)?;
         let found = file.metadata()?;
-        if !found.is_file() {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        }
         os::set_mode(&file, MODE)?;
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if found.len() == length {
@@ -97,7 +92,8 @@ fn mount_shm(path: &Path) -> Result<(), Error> {
         return Ok(());
     }
     let flags = MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
-    os::mount_tmpfs("shm", path, flags, SHM_OPTIONS).map_err(Error::io("mount a tmpfs at", path))
+    let mount = || os::mount_tmpfs("shm", path, flags, SHM_OPTIONS);
+    berth_sys::failpoint::step("mount-shm", mount).map_err(Error::io("mount a tmpfs at", path))
 }
 
 #[cfg(test)]

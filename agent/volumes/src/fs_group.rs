@@ -4,7 +4,8 @@
 use crate::{Error, os};
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat},
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat},
+    io::Errno,
 };
 use std::{
     ffi::{CStr, CString},
@@ -63,7 +64,7 @@ fn walk(root: impl AsFd, gid: u32, on_mismatch: bool) -> io::Result<Refused> {
     // The descriptor may be one that only names the directory.
     let root = os::open_dir_at(&root, c".")?;
     // The root goes last: as long as it is not changed the walk has not ended.
-    directory(&root, found.st_dev, gid, &mut refused)?;
+    directory(&root, gid, &mut refused)?;
     refused.note(change(&root, &found, gid));
     Ok(refused)
 }
@@ -76,7 +77,7 @@ struct Level {
 }
 
 /// Changes all that is below a directory, children before their parents.
-fn directory(root: &OwnedFd, device: u64, gid: u32, refused: &mut Refused) -> io::Result<()> {
+fn directory(root: &OwnedFd, gid: u32, refused: &mut Refused) -> io::Result<()> {
     let open = |fd: OwnedFd, found| io::Result::Ok(Level { names: os::entries(&fd)?, fd, found });
     let mut levels = vec![open(root.try_clone()?, rustix::fs::fstat(root)?)?];
     while let Some(level) = levels.last_mut() {
@@ -88,7 +89,7 @@ fn directory(root: &OwnedFd, device: u64, gid: u32, refused: &mut Refused) -> io
             }
             continue;
         };
-        let entered = match entry(&level.fd, &name, device, gid) {
+        let entered = match entry(&level.fd, &name, gid) {
             Ok(Some((_, _))) if levels.len() >= DEEPEST => {
                 Err(io::Error::other(format!("directories are nested deeper than {DEEPEST}")))
             }
@@ -104,13 +105,15 @@ fn directory(root: &OwnedFd, device: u64, gid: u32, refused: &mut Refused) -> io
 }
 
 /// Changes a file. Returns a directory to enter.
-fn entry(dir: &OwnedFd, name: &CStr, device: u64, gid: u32) -> io::Result<Option<(OwnedFd, Stat)>> {
+fn entry(dir: &OwnedFd, name: &CStr, gid: u32) -> io::Result<Option<(OwnedFd, Stat)>> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV;
+    let fd = match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
+        // A mount point, also of the same file system: what is mounted there is not the volume's.
+        Err(Errno::XDEV) => return Ok(None),
+        other => other?,
+    };
     let found = rustix::fs::fstat(&fd)?;
-    if found.st_dev != device {
-        return Ok(None);
-    }
     match FileType::from_raw_mode(found.st_mode) {
         FileType::Directory => Ok(Some((os::open_dir_at(&fd, c".")?, found))),
         FileType::Symlink => own(&fd, &found, gid).map(|()| None),
@@ -140,7 +143,7 @@ fn change(fd: &OwnedFd, found: &Stat, gid: u32) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(fd));
     match rustix::fs::chmod(path, Mode::from_raw_mode(wanted)) {
         // A file on a read-only part, or of a kind without permissions.
-        Err(rustix::io::Errno::NOTSUP) => Ok(()),
+        Err(Errno::NOTSUP) => Ok(()),
         other => Ok(other?),
     }
 }
@@ -202,6 +205,25 @@ mod tests {
         assert_eq!((state(root).0, state(&root.join("d/d/d")).0), (4712, 4712));
         let beyond = root.join(&deep);
         assert_eq!(state(&beyond).0, 4711, "what is too deep keeps the group of its directory");
+    }
+
+    #[test]
+    fn a_bind_mount_of_the_same_file_system_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        std::fs::create_dir_all(root.join("mount")).unwrap();
+        std::fs::create_dir_all(outside.join("below")).unwrap();
+        for file in [root.join("single"), outside.join("below/file"), outside.join("single")] {
+            std::fs::write(file, "x").unwrap();
+        }
+        let _guards = [root.join("mount"), root.join("single")].map(crate::testing::Unmounting);
+        let options = berth_sys::mount::BindOpts::default();
+        berth_sys::mount::bind(&outside, &root.join("mount"), options).unwrap();
+        berth_sys::mount::bind(&outside.join("single"), &root.join("single"), options).unwrap();
+        let before = ["", "below", "below/file", "single"].map(|name| state(&outside.join(name)));
+        apply(os::open_dir(&root).unwrap(), &root, 4711, false).unwrap();
+        assert_eq!(state(&root).0, 4711);
+        assert_eq!(before, ["", "below", "below/file", "single"].map(|name| state(&outside.join(name))));
     }
 
     #[test]

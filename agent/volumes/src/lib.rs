@@ -25,6 +25,8 @@
 //! On failure the error names the operation and its path; the caller retries. Nothing that works is taken down.
 
 mod atomic;
+#[cfg(test)]
+mod attacks;
 mod csi;
 pub mod env;
 mod error;

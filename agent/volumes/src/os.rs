@@ -9,6 +9,7 @@ use rustix::{
 };
 use std::{
     ffi::{CStr, CString, OsStr},
+    fs::File,
     io,
     os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     path::Path,
@@ -25,6 +26,19 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<OwnedFd> {
 /// Opens a directory directly in another; a symbolic link is refused.
 pub(crate) fn open_dir_at(dir: impl AsFd, name: impl Arg) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, name, DIR, Mode::empty())?)
+}
+
+/// Opens a regular file, or makes it. What else lies at the path is neither opened nor followed.
+pub(crate) fn open_or_make(path: &Path, flags: OFlags, mode: u32) -> io::Result<File> {
+    let name = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::open(path, name, Mode::empty()) {
+        Ok(found) => berth_sys::fs::reopen_regular(found, flags),
+        Err(Errno::NOENT) => {
+            let make = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            Ok(File::from(rustix::fs::open(path, make, Mode::from_raw_mode(mode))?))
+        }
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Creates the directory and its missing parents. Only for paths that no container can write.

@@ -2,7 +2,10 @@
 //! descriptor and the kernel keeps it inside the volume; a checked path is never looked up by name again.
 
 use crate::os;
-use berth_sys::fs::{OFlags, open_beneath};
+use berth_sys::{
+    failpoint::step,
+    fs::{OFlags, open_beneath},
+};
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{FileType, Mode},
@@ -110,8 +113,9 @@ pub(crate) fn bind(source: impl AsFd, target: &Path) -> io::Result<()> {
         os::sys(berth_sys::mount::unmount(target))?;
     }
     let is_dir = FileType::from_raw_mode(wanted.st_mode) == FileType::Directory;
-    make_target(target, is_dir)?;
-    os::sys(berth_sys::mount::bind_fd(source, target, berth_sys::mount::BindOpts::default()))
+    step("make-sub-path", || make_target(target, is_dir))?;
+    let options = berth_sys::mount::BindOpts::default();
+    os::sys(step("bind-sub-path", || berth_sys::mount::bind_fd(source, target, options)))
 }
 
 /// Creates an empty directory or file as the mount point.

@@ -2,7 +2,11 @@
 
 use crate::{Error, Volumes, os};
 use berth_core::ids::PodUid;
-use std::{io, path::PathBuf};
+use berth_sys::failpoint::step;
+use std::{io, path::Path};
+
+/// How often the mounts are listed anew before the caller has to try again.
+const ROUNDS: u32 = 8;
 
 impl Volumes {
     /// Unmounts everything below the pod's directory, the last mount first, and removes the directory. Needs
@@ -19,33 +23,13 @@ impl Volumes {
             Ok(_) => {}
         }
         // Sub-paths hold the volumes that their drivers unmount.
-        for mount in self.mounts_of(&dir.join("volume-subpaths"))?.into_iter().rev() {
-            os::sys(berth_sys::mount::unmount(&mount)).map_err(Error::io("unmount", mount))?;
-        }
+        unmount_below(&dir, "volume-subpaths")?;
         self.unmount_csi(uid)?;
-        // A mount may cover another one, and mounts of a container may still arrive by propagation.
-        let mut mounts = self.mounts_of(&dir)?;
-        for _ in 0..8 {
-            if mounts.is_empty() {
-                break;
-            }
-            for mount in mounts.into_iter().rev() {
-                os::sys(berth_sys::mount::unmount(&mount)).map_err(Error::io("unmount", mount))?;
-            }
-            mounts = self.mounts_of(&dir)?;
-        }
-        if let Some(path) = mounts.into_iter().next() {
-            return Err(Error::StillMounted { path });
-        }
-        os::sys(berth_sys::mount::remove_unmounted_tree(&dir)).map_err(Error::io("remove", dir))?;
+        unmount_below(&dir, "")?;
+        let removed = step("remove-pod-directory", || berth_sys::mount::remove_unmounted_tree(&dir));
+        os::sys(removed).map_err(Error::io("remove", dir))?;
         tracing::info!(pod = %uid, "pod directory removed");
         Ok(())
-    }
-
-    fn mounts_of(&self, dir: &std::path::Path) -> Result<Vec<PathBuf>, Error> {
-        let mounts =
-            os::sys(berth_sys::mount::mounts_below(dir)).map_err(Error::io("list the mounts below", dir))?;
-        Ok(mounts.into_iter().map(|m| m.mount_point).collect())
     }
 
     /// The pods that have a directory, made by this agent or by another. Other entries are skipped.
@@ -68,6 +52,34 @@ impl Volumes {
         out.sort();
         Ok(out)
     }
+}
+
+/// Unmounts everything in a part of a pod's directory. The pod may exchange its directories and links meanwhile, so that
+/// each path of the mount table is entered by descriptor, and what has another path by then is found by the next round.
+fn unmount_below(pod_dir: &Path, part: &str) -> Result<(), Error> {
+    let (real, root) = match (pod_dir.canonicalize(), os::open_dir(pod_dir)) {
+        (Ok(real), Ok(root)) => (real, root),
+        (Err(e), _) | (_, Err(e)) => return Err(Error::io("open", pod_dir)(e)),
+    };
+    let dir = real.join(part);
+    let list =
+        || os::sys(berth_sys::mount::mounts_below(&dir)).map_err(Error::io("list the mounts below", &dir));
+    let mut mounts = list()?;
+    // A mount may cover another one, and mounts of a container may still arrive by propagation.
+    for _ in 0..ROUNDS {
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        for mount in mounts.into_iter().rev() {
+            let unmounted = step("unmount", || match mount.mount_point.strip_prefix(&real) {
+                Ok(rel) if !rel.as_os_str().is_empty() => berth_sys::mount::unmount_beneath(&root, rel),
+                _ => berth_sys::mount::unmount(&mount.mount_point),
+            });
+            os::sys(unmounted).map_err(Error::io("unmount", mount.mount_point))?;
+        }
+        mounts = list()?;
+    }
+    mounts.into_iter().next().map_or(Ok(()), |m| Err(Error::StillMounted { path: m.mount_point }))
 }
 
 #[cfg(test)]

@@ -36,9 +36,7 @@ impl Volumes {
         os::make_dirs(&dir, NODE_DIR).map_err(Error::io("create", &dir))?;
         let path = self.termination_path(&pod.uid, &container.name, attempt);
         let make = || {
-            let flags =
-                OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(MODE))?;
+            let file = os::open_or_make(&path, OFlags::WRONLY, MODE)?;
             os::set_mode(file, MODE)
         };
         make().map_err(Error::io("create", &path))?;
@@ -64,16 +62,13 @@ impl Volumes {
 /// recognized.
 fn read_end(path: &Path) -> io::Result<Option<Vec<u8>>> {
     // A container with the directory mounted may have put a link, a FIFO or a device in place of the file.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(fd) => File::from(fd),
+    let name = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, name, Mode::empty()) {
+        Ok(found) => berth_sys::fs::reopen_regular(found, OFlags::RDONLY)?,
         Err(Errno::NOENT) => return Ok(None),
         Err(e) => return Err(e.into()),
     };
     let found = file.metadata()?;
-    if !found.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
     let max = u64::try_from(MAX_MESSAGE).unwrap_or(u64::MAX).saturating_add(3);
     let start = found.len().saturating_sub(max);
     let mut bytes = Vec::new();

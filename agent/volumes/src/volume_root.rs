@@ -2,6 +2,7 @@
 
 use crate::{Error, PodFacts, layout::NODE_DIR, os, tmpfs_size::tmpfs_size};
 use berth_core::{model::Pod, quantity::Quantity};
+use berth_sys::failpoint::step;
 use rustix::fs::Mode;
 use std::{io, path::Path};
 
@@ -28,14 +29,14 @@ pub(crate) fn on_disk(dir: &Path, gid: Option<u32>) -> Result<(), Error> {
     let new = parent.join(format!(".new-{}", name.to_string_lossy()));
     let make = || {
         os::make_dirs(parent, NODE_DIR)?;
-        match rustix::fs::mkdir(&new, Mode::from_raw_mode(0o700)) {
+        match step("make-root", || rustix::fs::mkdir(&new, Mode::from_raw_mode(0o700))) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(e.into()),
         }
         let fd = os::open_dir(&new)?;
         os::set_group(&fd, gid)?;
         os::set_mode(&fd, ROOT | gid.map_or(0, |_| GROUP_ROOT))?;
-        std::fs::rename(&new, dir)
+        step("place-root", || std::fs::rename(&new, dir))
     };
     make().map_err(Error::io("create", dir))
 }
@@ -60,5 +61,6 @@ pub(crate) fn tmpfs(
     if let Some(size) = tmpfs_size(pod, facts, size_limit) {
         options.push_str(&format!(",size={size}"));
     }
-    os::mount_swapless_tmpfs(dir, &options).map_err(Error::io("mount a tmpfs at", dir))
+    step("mount-tmpfs", || os::mount_swapless_tmpfs(dir, &options))
+        .map_err(Error::io("mount a tmpfs at", dir))
 }

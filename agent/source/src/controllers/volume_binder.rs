@@ -160,7 +160,8 @@ impl VolumeBinder {
         }
         let fail = |source| Error::State { path: self.path.clone(), source };
         let bytes = serde_json::to_vec_pretty(&journal).map_err(|e| fail(e.into()))?;
-        crate::state_file::replace_synced(&self.path, &bytes).map_err(fail)?;
+        let replace = || crate::state_file::replace_synced(&self.path, &bytes);
+        berth_sys::failpoint::step("save-bindings", replace).map_err(fail)?;
         self.unsaved = false;
         Ok(())
     }

@@ -3,7 +3,10 @@
 use super::paths::CsiPaths;
 use crate::layout::NODE_DIR;
 use berth_core::{ids::PodUid, volume::steps::Progress};
-use berth_sys::fs::{read_to_string_limited, remove_if_there, write_atomic};
+use berth_sys::{
+    failpoint::step,
+    fs::{read_to_string_limited, remove_if_there, write_atomic},
+};
 use std::{io, path::PathBuf};
 
 /// What a mark is about.
@@ -33,7 +36,7 @@ impl CsiPaths {
         let path = self.mark(mark);
         let text = match progress {
             Progress::None => {
-                remove_if_there(&path)?;
+                step("remove-mark", || remove_if_there(&path))?;
                 return match std::fs::remove_dir(&self.marks) {
                     // Other marks of the volume are there.
                     Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -45,6 +48,6 @@ impl CsiPaths {
             Progress::Done => "done",
         };
         crate::os::make_dirs(&self.marks, NODE_DIR)?;
-        crate::os::sys(write_atomic(&path, text.as_bytes(), 0o600))
+        crate::os::sys(step("write-mark", || write_atomic(&path, text.as_bytes(), 0o600)))
     }
 }

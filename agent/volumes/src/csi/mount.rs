@@ -21,6 +21,7 @@ use berth_core::{
 use berth_csi_client::{
     AccessMode as CsiAccessMode, AccessType, MountVolume, Publish, Secrets, Stage, VolumeCapability, VolumeId,
 };
+use berth_sys::failpoint::step;
 use std::{collections::BTreeMap, path::Path};
 
 /// All that a driver is told of a volume.
@@ -186,7 +187,7 @@ impl Volumes {
             secrets: spec.stage_secrets.clone(),
             volume_context: spec.attributes.clone(),
         };
-        let result = driver.call(driver.driver.stage(&stage));
+        let result = step("csi-stage", || driver.call(driver.driver.stage(&stage)));
         match &result {
             Ok(()) => paths.set_mark(Mark::Staged, Progress::Done).map_err(failed)?,
             // Nothing was done, and nothing had been: the volume is free.
@@ -251,7 +252,7 @@ impl Volumes {
             secrets: spec.publish_secrets.clone(),
             volume_context: spec.publish_attributes.clone(),
         };
-        driver.call(driver.driver.publish(&publish))
+        step("csi-publish", || driver.call(driver.driver.publish(&publish)))
     }
 
     /// Removes what the node made for staging. The directory must be empty.

@@ -3,7 +3,10 @@
 use super::paths::{DEVICE_RECORDS, devices_dir, volumes_dir};
 use crate::layout::NODE_DIR;
 use berth_core::model::VolumeMode;
-use berth_sys::fs::{read_limited, remove_if_there, write_atomic_synced};
+use berth_sys::{
+    failpoint::step,
+    fs::{read_limited, remove_if_there, write_atomic_synced},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     io,
@@ -57,7 +60,7 @@ impl Record {
         }
         let text = serde_json::to_vec(self).map_err(io::Error::other)?;
         // What may be mounted must be known after a power cut too.
-        crate::os::sys(write_atomic_synced(path, &text, 0o600))
+        crate::os::sys(step("write-record", || write_atomic_synced(path, &text, 0o600)))
     }
 
     /// The record at that path; `None` if there is none. A record that cannot be read is an error: what it was about
@@ -77,7 +80,7 @@ impl Record {
 
 /// Removes a record.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
-    remove_if_there(path)
+    step("remove-record", || remove_if_there(path))
 }
 
 /// The records of a pod, and of the node.

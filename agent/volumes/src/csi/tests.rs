@@ -179,6 +179,15 @@ fn a_record_that_cannot_be_read_holds_up_its_own_volume_alone() {
     world.node.volumes.unstage_unused();
     assert_eq!(world.driver.staged().len(), 1, "the volume may be in use");
     world.node.volumes.volumes_in_use().unwrap_err();
+    // A FIFO is not waited for, nor a link followed to a device.
+    std::fs::remove_file(&record).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &record, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .unwrap();
+    crate::attacks::at_once("a FIFO as a record", || world.node.volumes.unmount(&a.uid)).unwrap_err();
+    std::fs::remove_file(&record).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &record).unwrap();
+    world.node.volumes.unmount(&a.uid).unwrap_err();
+    std::fs::remove_file(&record).unwrap();
     std::fs::write(&record, whole).unwrap();
     world.node.volumes.unmount(&a.uid).unwrap();
     world.assert_free();

@@ -14,6 +14,7 @@ use berth_core::{
     },
 };
 use berth_csi_client::{Unpublish, Unstage, VolumeId};
+use berth_sys::failpoint::step;
 use record::{PodVolume, Record};
 use std::{collections::BTreeSet, io};
 
@@ -79,7 +80,8 @@ impl Volumes {
         let failed = |e| Error::io("unpublish", &target)(e);
         paths.set_mark(Mark::Published(pod), Progress::Uncertain).map_err(failed)?;
         let call = Unpublish { volume: id(record)?, target_path: target.clone() };
-        driver.call(driver.driver.unpublish(&call)).map_err(|e| csi_error(UNPUBLISH, &e))?;
+        step("csi-unpublish", || driver.call(driver.driver.unpublish(&call)))
+            .map_err(|e| csi_error(UNPUBLISH, &e))?;
         // A driver that leaves its mount would have its data removed with the pod's directory.
         if os::sys(berth_sys::mount::is_mount_point(&target)).map_err(failed)? {
             os::sys(berth_sys::mount::unmount(&target)).map_err(failed)?;
@@ -91,7 +93,8 @@ impl Volumes {
         let failed = |e| Error::io("unstage", &paths.staging)(e);
         paths.set_mark(Mark::Staged, Progress::Uncertain).map_err(failed)?;
         let call = Unstage { volume: id(record)?, staging_target_path: paths.staging.clone() };
-        driver.call(driver.driver.unstage(&call)).map_err(|e| csi_error(UNSTAGE, &e))?;
+        step("csi-unstage", || driver.call(driver.driver.unstage(&call)))
+            .map_err(|e| csi_error(UNSTAGE, &e))?;
         if os::sys(berth_sys::mount::is_mount_point(&paths.staging)).map_err(failed)? {
             os::sys(berth_sys::mount::unmount(&paths.staging)).map_err(failed)?;
         }

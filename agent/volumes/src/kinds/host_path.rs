@@ -56,18 +56,23 @@ impl VolumePlugin for HostPath<'_> {
 
 /// Checks the file at a hostPath against its type, or makes it. Links are followed: the path is the administrator's.
 fn check_or_make(volume: &Volume, path: &Path, kind: HostPathType) -> Result<(), Error> {
-    let found = match std::fs::metadata(path) {
-        Ok(found) => Some(found),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        Err(e) => return Err(Error::io("examine", path)(e)),
-    };
-    match (kind, &found) {
-        (HostPathType::Unset, _) => return Ok(()),
-        (HostPathType::DirectoryOrCreate, None) => {
-            return os::make_dirs(path, 0o755).map_err(Error::io("create", path));
+    if kind == HostPathType::Unset {
+        return Ok(());
+    }
+    let mut found = look(path)?;
+    if found.is_none() {
+        let made = match kind {
+            HostPathType::DirectoryOrCreate => Some(os::make_dirs(path, 0o755)),
+            HostPathType::FileOrCreate => Some(make_file(path)),
+            _ => None,
+        };
+        match made {
+            None => {}
+            Some(Ok(())) => return Ok(()),
+            // Somebody else made it meanwhile, or a link is there that leads to nothing.
+            Some(Err(e)) if e.kind() == io::ErrorKind::AlreadyExists => found = look(path)?,
+            Some(Err(e)) => return Err(Error::io("create", path)(e)),
         }
-        (HostPathType::FileOrCreate, None) => return make_file(path).map_err(Error::io("create", path)),
-        _ => {}
     }
     let (is, wanted): (fn(&Metadata) -> bool, _) = match kind {
         HostPathType::Unset => return Ok(()),
@@ -83,7 +88,18 @@ fn check_or_make(volume: &Volume, path: &Path, kind: HostPathType) -> Result<(),
     Err(Error::HostPathType { volume: volume.name.clone(), path: path.to_owned(), wanted })
 }
 
+/// What is at the path; `None` where nothing is.
+fn look(path: &Path) -> Result<Option<Metadata>, Error> {
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("examine", path)(e)),
+    }
+}
+
+/// Makes a new file. What somebody puts there meanwhile is not opened, as a FIFO would wait for a reader, and no link leads
+/// the new file elsewhere.
 fn make_file(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path).map(drop)
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).map(drop)
 }

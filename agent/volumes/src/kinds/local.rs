@@ -4,6 +4,7 @@
 use super::{VolumePlugin, own_root};
 use crate::{Error, fs_group, inputs::VolumeInputs, layout::NODE_DIR, os};
 use berth_core::{ids::VolumeName, model::PersistentVolumeSource, volume::PersistentSource};
+use berth_sys::failpoint::step;
 use rustix::{
     fd::OwnedFd,
     fs::{Mode, OFlags},
@@ -91,7 +92,8 @@ impl VolumePlugin for Local {
         }
         os::make_dirs(root, NODE_DIR).map_err(Error::io("create", root))?;
         let bind = berth_sys::mount::BindOpts { read_only: self.source.read_only, ..Default::default() };
-        os::sys(berth_sys::mount::bind_fd(&dir, root, bind)).map_err(Error::io("mount", root))
+        let bound = step("bind-local", || berth_sys::mount::bind_fd(&dir, root, bind));
+        os::sys(bound).map_err(Error::io("mount", root))
     }
 
     fn persistent(&self) -> Option<&str> {

@@ -5,6 +5,7 @@ use super::{VolumePlugin, own_root};
 use crate::{Error, inputs::VolumeInputs, layout::NODE_DIR, os};
 use berth_core::{ids::VolumeName, model::NfsVolume};
 use berth_nfs_mount::Options;
+use berth_sys::failpoint::step;
 use rustix::mount::{MoveMountFlags, move_mount};
 use std::{
     io,
@@ -54,7 +55,8 @@ impl VolumePlugin for Nfs {
         os::make_dirs(root, NODE_DIR).map_err(Error::io("create", root))?;
         let target = os::open_dir(root).map_err(Error::io("open", root))?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(&mount, "", &target, "", flags).map_err(|e| Error::io("mount", root)(e.into()))
+        step("attach-nfs", || move_mount(&mount, "", &target, "", flags))
+            .map_err(|e| Error::io("mount", root)(e.into()))
     }
 
     fn persistent(&self) -> Option<&str> {

@@ -4,7 +4,11 @@ use crate::testing::{
 };
 use berth_core::model::{HostPathType, Medium, Pod, SubPath, VolumeMount, VolumeSource};
 use berth_sys::mount::{BindOpts, bind};
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 /// A pod with every kind of mount: volumes on disk and tmpfs, sub-paths of each, shm, and a hostPath.
 fn set_up(node: &Node) -> (Pod, PathBuf) {
@@ -99,6 +103,30 @@ fn unmount_removes_a_mount_that_is_in_use() {
     node.volumes.unmount(&p.uid).unwrap();
     assert_gone(&node, &p);
     drop(open);
+}
+
+/// As that of an NFS server that is away.
+#[test]
+fn a_mount_whose_server_is_silent_holds_up_nobody() {
+    use berth_harness::fuse::{Fuse, PlainFiles};
+    let node = Node::new();
+    let (p, host) = set_up(&node);
+    let dir = node.volume_dir(&p, "scratch");
+    let silent: Vec<Fuse> = ["a", "deep/b"]
+        .iter()
+        .map(|at| {
+            fs::create_dir_all(dir.join(at)).unwrap();
+            let files = PlainFiles([("precious".to_owned(), "precious".to_owned())].into());
+            let server = Fuse::mount(&dir.join(at), files).unwrap();
+            assert_eq!(fs::read_to_string(dir.join(at).join("precious")).unwrap(), "precious");
+            server.set_silent(true);
+            server
+        })
+        .collect();
+    crate::attacks::at_once("a silent server", || node.volumes.unmount(&p.uid)).unwrap();
+    assert_gone(&node, &p);
+    assert_eq!(fs::read_to_string(host.join("sub/sentinel")).unwrap(), "precious");
+    drop(silent);
 }
 
 #[test]

@@ -1,0 +1,167 @@
+//! Attacks of containers on what the node does with their volumes, each repeated while another thread exchanges files,
+//! directories, links, FIFOs and devices. `BERTH_ATTACKS` is the number of rounds of each; a short run without it.
+//!
+//! What may not be touched lies in [`Outside`]. A round that blocks ends the process, so that it does not go unseen; a race
+//! without exchanges fails.
+
+mod fs_group;
+mod host_path;
+mod keys;
+mod special_files;
+mod sub_path;
+mod teardown;
+mod versions;
+
+use crate::testing::{Node, Stop};
+use rustix::{
+    fd::AsFd,
+    fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with},
+};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    os::unix::fs::{MetadataExt as _, symlink},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+/// The longest time of a round before it counts as blocked.
+const BLOCKED: Duration = Duration::from_secs(30);
+
+/// The number of rounds: `BERTH_ATTACKS`, or `few`.
+fn rounds(few: u32) -> u32 {
+    std::env::var("BERTH_ATTACKS").map_or(few, |text| text.parse().unwrap())
+}
+
+/// Repeats `round` while another thread repeats `attack`, which returns whether its exchange took place. There must be one
+/// for every ten rounds.
+fn race(rounds: u32, attack: impl Fn(u32) -> bool + Sync, mut round: impl FnMut(u32)) {
+    let (done, at, exchanges) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut last, mut since) = (0, Instant::now());
+            for n in 0.. {
+                if done.load(Relaxed) {
+                    break;
+                }
+                exchanges.fetch_add(u32::from(attack(n)), Relaxed);
+                let now = at.load(Relaxed);
+                if now != last {
+                    (last, since) = (now, Instant::now());
+                }
+                abort_after(BLOCKED, since, "a round of an attack");
+            }
+        });
+        let _stop = Stop(&done);
+        let mut n = 0;
+        while n < rounds || (exchanges.load(Relaxed) < rounds / 10 && n < rounds.saturating_mul(50)) {
+            n += 1;
+            at.store(n, Relaxed);
+            round(n);
+        }
+    });
+    let exchanges = exchanges.into_inner();
+    assert!(exchanges >= rounds / 10, "no race: {exchanges} exchanges in {} rounds", at.into_inner());
+    println!("{} rounds, {exchanges} exchanges", at.into_inner());
+}
+
+/// Runs something that must not block.
+pub(crate) fn at_once<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let begun = Instant::now();
+            while !done.load(Relaxed) {
+                abort_after(BLOCKED, begun, what);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let _stop = Stop(&done);
+        work()
+    })
+}
+
+/// A thread that blocks in the kernel cannot be ended, so the process is.
+fn abort_after(limit: Duration, since: Instant, what: &str) {
+    if since.elapsed() > limit {
+        // What the macros print is kept back until the test's end, which does not come.
+        std::io::stderr().write_all(format!("{what} blocks\n").as_bytes()).ok();
+        std::process::abort();
+    }
+}
+
+/// Exchanges two entries of a directory.
+fn exchange(dir: impl AsFd, a: &str, b: &str) -> bool {
+    renameat_with(&dir, a, &dir, b, RenameFlags::EXCHANGE).is_ok()
+}
+
+fn fifo(at: &Path) {
+    mknodat(CWD, at, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+}
+
+/// A character device that reads as empty.
+fn null(at: &Path) {
+    mknodat(CWD, at, FileType::CharacterDevice, Mode::from_raw_mode(0o600), 0x103).unwrap();
+}
+
+/// Makes what a container may put in the place of a file, below a directory. Returns the names.
+fn decoys(dir: &Path, outside: &Outside) -> [&'static str; 5] {
+    symlink(outside.dir.join("secret"), dir.join("x-link")).unwrap();
+    symlink(outside.dir.join("new"), dir.join("x-dangling")).unwrap();
+    fifo(&dir.join("x-fifo"));
+    null(&dir.join("x-null"));
+    fs::create_dir(dir.join("x-dir")).unwrap();
+    ["x-link", "x-dangling", "x-fifo", "x-null", "x-dir"]
+}
+
+/// A directory outside of all volumes. Nothing in it may be read, mounted, changed or removed.
+struct Outside {
+    dir: PathBuf,
+    before: Vec<String>,
+}
+
+impl Outside {
+    fn new(node: &Node) -> Outside {
+        let dir = node.path().join("outside");
+        fs::create_dir_all(dir.join("b/c")).unwrap();
+        for file in ["secret", "b/secret", "b/c/secret"] {
+            fs::write(dir.join(file), "precious").unwrap();
+        }
+        let before = state(&dir);
+        Outside { dir, before }
+    }
+
+    /// Its files, by device and inode.
+    fn identities(&self) -> BTreeSet<(u64, u64)> {
+        ["", "secret", "b", "b/secret", "b/c", "b/c/secret"].map(|at| identity(&self.dir.join(at))).into()
+    }
+
+    fn assert_untouched(&self) {
+        assert_eq!(state(&self.dir), self.before);
+    }
+}
+
+fn identity(path: &Path) -> (u64, u64) {
+    let found = fs::metadata(path).unwrap();
+    (found.dev(), found.ino())
+}
+
+/// Everything that a change would show, but for times of access.
+fn state(dir: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(path) = left.pop() {
+        let found = fs::symlink_metadata(&path).unwrap();
+        let text = if found.is_file() { fs::read_to_string(&path).unwrap() } else { String::new() };
+        let (mode, uid, gid, changed) =
+            (found.mode(), found.uid(), found.gid(), (found.ctime(), found.ctime_nsec()));
+        all.push(format!("{} {mode:o} {uid} {gid} {changed:?} {text}", path.display()));
+        if found.is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        }
+    }
+    all.sort();
+    all
+}
