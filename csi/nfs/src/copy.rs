@@ -13,7 +13,7 @@ mod content;
 use crate::{
     error::{Error, Result},
     operations::Operation,
-    share::open_dir,
+    share::{is_entry, open_dir},
 };
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -106,7 +106,7 @@ impl Copy<'_> {
         for entry in Dir::read_from(&from).map_err(system("list"))? {
             let entry = entry.map_err(system("list"))?;
             let name = entry.file_name();
-            if name == c"." || name == c".." {
+            if !is_entry(name) {
                 continue;
             }
             let mut below = path.to_vec();

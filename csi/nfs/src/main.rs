@@ -10,6 +10,8 @@
 //! - A server that hangs holds up the calls about it, and no others.
 
 mod args;
+#[cfg(test)]
+mod attacks;
 mod capability;
 mod controller;
 mod copy;

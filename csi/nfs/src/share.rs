@@ -23,7 +23,10 @@ use rustix::{
     fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, mkdirat, openat2, renameat, statat},
     io::Errno,
 };
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::{
+    ffi::CStr,
+    hash::{BuildHasher, Hasher, RandomState},
+};
 
 /// The root of a mounted share.
 #[derive(Debug)]
@@ -47,6 +50,13 @@ pub(crate) fn open_dir(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<
         }
     }
     Err(Errno::AGAIN)
+}
+
+/// Whether a name in a listing names an entry of that directory. The kernel refuses what a hostile server has else, and this
+/// driver does not rely on it: no name leads to another directory.
+pub(crate) fn is_entry(name: &CStr) -> bool {
+    let bytes = name.to_bytes();
+    !bytes.is_empty() && bytes != b"." && bytes != b".." && !bytes.contains(&b'/')
 }
 
 /// A name that nobody uses yet.
@@ -189,9 +199,8 @@ fn names(dir: BorrowedFd<'_>, path: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if let Ok(name) = entry.file_name().to_str()
-            && name != "."
-            && name != ".."
+        if is_entry(entry.file_name())
+            && let Ok(name) = entry.file_name().to_str()
         {
             names.push(name.to_owned());
         }

@@ -11,7 +11,7 @@ use crate::{
     operations::Operation,
     parameters::{OnDelete, VolumeParameters},
     share::{
-        Share,
+        Share, is_entry,
         records::{VolumeRecord, sub_dir},
     },
 };
@@ -267,7 +267,7 @@ fn is_empty(share: &Share, handle: &VolumeHandle) -> Result<bool> {
     let Some(fd) = share.open(dir)? else { return Ok(true) };
     for entry in Dir::read_from(&fd).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if entry.file_name() != c"." && entry.file_name() != c".." {
+        if is_entry(entry.file_name()) {
             return Ok(false);
         }
     }

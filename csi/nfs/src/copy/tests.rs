@@ -159,60 +159,6 @@ fn in_memory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap()
 }
 
-/// While names change between a file, a link and a directory, nothing outside the source gets into the copy.
-#[test]
-fn a_tree_that_changes_leads_nowhere_else() {
-    let dir = in_memory();
-    let (from, secret) = (dir.path().join("from"), dir.path().join("secret"));
-    fs::create_dir_all(&secret).unwrap();
-    fs::create_dir_all(from.join("d/e")).unwrap();
-    fs::write(secret.join("f"), "SECRET").unwrap();
-    fs::write(from.join("d/e/f"), "inside").unwrap();
-    symlink(&secret, from.join("link")).unwrap();
-    let end = std::sync::atomic::AtomicBool::new(false);
-    let exchanges = std::sync::atomic::AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            use rustix::fs::{RenameFlags, renameat_with};
-            while !end.load(std::sync::atomic::Ordering::Relaxed) {
-                for name in ["d", "d/e"] {
-                    // The second may be inside the link at that moment.
-                    if name == "d" || !from.join("d").is_symlink() {
-                        _ = renameat_with(
-                            CWD,
-                            from.join("link"),
-                            CWD,
-                            from.join(name),
-                            RenameFlags::EXCHANGE,
-                        );
-                        exchanges.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    }
-                }
-            }
-        });
-        let mut whole = 0;
-        for round in 0..2000 {
-            let to = dir.path().join(format!("to{round}"));
-            fs::create_dir(&to).unwrap();
-            let done = copy_tree(open(&from).as_fd(), open(&to).as_fd(), &Operation::alone());
-            whole += usize::from(done.is_ok());
-            let mut left = vec![to.clone()];
-            while let Some(path) = left.pop() {
-                let meta = fs::symlink_metadata(&path).unwrap();
-                if meta.is_dir() {
-                    left.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
-                } else if meta.is_file() {
-                    assert_eq!(fs::read_to_string(&path).unwrap(), "inside", "{}", path.display());
-                }
-            }
-            fs::remove_dir_all(&to).unwrap();
-        }
-        end.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(whole > 100, "{whole} of 2000 copies came to their end");
-    });
-    assert!(exchanges.load(std::sync::atomic::Ordering::Relaxed) > 1000);
-}
-
 #[derive(Debug, Clone)]
 enum Entry {
     File(Vec<u8>, u32),

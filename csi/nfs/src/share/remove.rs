@@ -1,6 +1,6 @@
 //! Removal of a tree by descriptors: links are removed and never followed, and no other file system is entered.
 
-use super::open_dir;
+use super::{is_entry, open_dir};
 use crate::{
     error::{Error, Result},
     operations::Operation,
@@ -70,7 +70,7 @@ impl Walk<'_> {
         for entry in Dir::read_from(dir).map_err(list)? {
             let entry = entry.map_err(list)?;
             let name = entry.file_name();
-            if name == c"." || name == c".." {
+            if !is_entry(name) {
                 continue;
             }
             if entry.file_type() == FileType::Directory || !self.unlinked(dir, name)? {
