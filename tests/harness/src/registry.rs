@@ -48,6 +48,8 @@ pub(crate) struct Inner {
     pub(crate) faults: Faults,
     pub(crate) asked: Vec<Asked>,
     pub(crate) sent: HashMap<String, u64>,
+    /// Blobs that are being sent now.
+    pub(crate) sending: usize,
     pub(crate) connections: usize,
     /// Bytes of a blob that are sent in a second.
     pub(crate) rate: Option<u64>,
@@ -134,6 +136,11 @@ impl Registry {
     /// Bytes of blobs sent so far, of all blobs together.
     pub fn sent(&self) -> u64 {
         self.state.lock().sent.values().sum()
+    }
+
+    /// Blobs that are being sent now: a connection that its client has closed is no longer counted.
+    pub fn sending(&self) -> usize {
+        self.state.lock().sending
     }
 
     /// Forgets requests and sent bytes.

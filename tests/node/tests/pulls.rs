@@ -146,7 +146,8 @@ fn an_agent_killed_in_a_pull_continues_it() {
         let shown = node.berth(&["pods"])?;
         ensure!(String::from_utf8_lossy(&shown.stdout).contains("pulling"), "{shown:?}");
         node.kill_agent()?;
-        std::thread::sleep(Duration::from_millis(500));
+        // What is sent to sockets that nobody reads any more would count as sent twice.
+        wait::until("the pull's connections end", PATIENCE, || registry.sending() == 0)?;
         registry.heal();
         node.start_agent()?;
         node.ready("default/big")?;

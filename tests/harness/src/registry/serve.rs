@@ -211,8 +211,19 @@ fn content(
     Ok(true)
 }
 
-/// Sends bytes of a blob within the rate, and counts them.
-fn send(state: &State, writer: &mut impl Write, mut bytes: &[u8], body: &Body) -> io::Result<()> {
+/// Sends bytes of a manifest or a blob, and counts a blob among those that are being sent.
+fn send(state: &State, writer: &mut impl Write, bytes: &[u8], body: &Body) -> io::Result<()> {
+    if body.manifest {
+        return send_chunks(state, writer, bytes, body);
+    }
+    state.lock().sending += 1;
+    let result = send_chunks(state, writer, bytes, body);
+    state.lock().sending -= 1;
+    result
+}
+
+/// Sends bytes within the rate, and counts those of a blob.
+fn send_chunks(state: &State, writer: &mut impl Write, mut bytes: &[u8], body: &Body) -> io::Result<()> {
     while !bytes.is_empty() {
         let rate = state.lock().rate.filter(|_| !body.manifest);
         let (chunk, rest) = bytes.split_at(bytes.len().min(if rate.is_some() { SMALL_CHUNK } else { CHUNK }));
