@@ -71,10 +71,12 @@ impl PullByHand {
     /// The next progress, at most one each [`PROGRESS_PAUSE`]; `None` once the pull has ended. May be dropped and called
     /// again.
     pub async fn progress(&mut self) -> Option<PullProgress> {
-        if self.outcome.borrow().is_some() {
-            return None;
+        // The end is told at once, whatever was told a moment ago.
+        tokio::select! {
+            biased;
+            _ended = self.outcome.wait_for(Option::is_some) => return None,
+            () = tokio::time::sleep(PROGRESS_PAUSE) => {}
         }
-        tokio::time::sleep(PROGRESS_PAUSE).await;
         tokio::select! {
             biased;
             changed = self.progress.changed() => {
@@ -283,5 +285,28 @@ impl Shared {
         let turn = Arc::default();
         turns.insert(reference.to_owned(), Arc::downgrade(&turn));
         turn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_pull_is_told_at_once_and_progress_in_its_time() {
+        tokio::time::pause();
+        let (ended, outcome) = watch::channel(None);
+        let (moved, progress) = watch::channel(PullProgress::default());
+        let mut pull = PullByHand { outcome, progress };
+        let begun = tokio::time::Instant::now();
+        moved.send_replace(PullProgress::default());
+        assert_eq!(pull.progress().await, Some(PullProgress::default()));
+        assert_eq!(begun.elapsed(), PROGRESS_PAUSE);
+        let (told, ()) = tokio::join!(pull.progress(), async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            ended.send_replace(Some(Err("refused".to_owned())));
+        });
+        assert_eq!((told, begun.elapsed()), (None, PROGRESS_PAUSE + Duration::from_millis(5)));
+        assert_eq!(pull.end().await.map(drop), Err("refused".to_owned()));
     }
 }
