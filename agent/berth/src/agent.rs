@@ -18,6 +18,7 @@ mod image_collection;
 mod image_requests;
 mod local_api;
 mod local_server;
+mod memory;
 mod node;
 mod node_api;
 mod plain_http;
@@ -53,7 +54,7 @@ use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
 use berth_services::{ClearPods, HostNetworkConfig, PodNetworks};
 use berth_source::ServiceRanges;
-use berth_sys::{clock, memory, mount, service};
+use berth_sys::{clock, mount, service};
 use berth_volumes::{CsiDrivers, Volumes};
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
@@ -79,7 +80,7 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
     if args.serve_dns {
         args.cluster_domain.get_or_insert_with(|| DEFAULT_DOMAIN.to_owned());
     }
-    memory::bound_arenas();
+    berth_sys::memory::bound_arenas();
     crate::logging::to_stderr();
     crate::helper();
     // The agent has about seven descriptors a pod open. Containers get the limit from before.
@@ -104,6 +105,7 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the async runtime")?;
+    runtime.spawn(memory::give_back());
     let done = if args.services_only {
         runtime.block_on(services_only::serve(roots.clone(), args))
     } else {

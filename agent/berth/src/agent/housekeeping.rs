@@ -1,14 +1,10 @@
-//! Housekeeping of the agent: QoS cgroups, staged volumes, freed memory, unfinished files.
+//! Housekeeping of the agent: QoS cgroups, staged volumes, unfinished files.
 
 use super::status_manager::StatusManager;
 use berth_core::roots::Roots;
 use berth_node::cgroup::CgroupTree;
-use berth_sys::memory;
 use berth_volumes::Volumes;
 use std::{sync::Arc, time::Duration};
-
-/// Time without a change of any pod after which freed memory is returned to the kernel.
-const QUIET: Duration = Duration::from_secs(3);
 
 /// Time for which a burst of changes is gathered into one update of the cgroups.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -28,26 +24,10 @@ pub(super) async fn unstage_volumes(volumes: Volumes) {
     }
 }
 
-/// Keeps the QoS cgroups at the sums of their pods' requests, and returns freed memory to the
-/// kernel once no pod has changed for [`QUIET`].
+/// Keeps the QoS cgroups at the sums of their pods' requests.
 pub(super) async fn run(status: Arc<StatusManager>, cgroups: CgroupTree) {
-    let mut busy = false;
     loop {
-        let changed = status.changed.notified();
-        if !busy {
-            changed.await;
-        } else if tokio::time::timeout(QUIET, changed).await.is_err() {
-            busy = false;
-            let returned = tokio::task::spawn_blocking(|| {
-                memory::give_back();
-                memory::let_go_of_text();
-            });
-            if returned.await.is_err() {
-                tracing::warn!("cannot return freed memory to the kernel: the task panicked");
-            }
-            continue;
-        }
-        busy = true;
+        status.changed.notified().await;
         tokio::time::sleep(SETTLE).await;
         let (status, cgroups) = (Arc::clone(&status), cgroups.clone());
         let updated = tokio::task::spawn_blocking(move || {
