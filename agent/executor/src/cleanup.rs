@@ -5,7 +5,9 @@
 //! only what bears the agent's names below the agent's roots. A lease or output stream that a start could
 //! soon use is marked while being released ([`crate::claims`]).
 
-use crate::{NodeExecutor, claims::Claimable, node_executor::blocking, pod_locks::Area};
+use crate::{
+    NodeExecutor, claims::Claimable, node_executor::blocking, pod_locks::Area, stopwatch::Stopwatch,
+};
 use berth_core::{
     error::Chain,
     ids::{ContainerId, PodUid},
@@ -37,7 +39,8 @@ impl NodeExecutor {
     pub(crate) async fn remove_orphan(&self, uid: &PodUid) -> Result<(), Failure> {
         if self.sandboxes().contains(uid) {
             let record = self.sandbox_record(uid)?;
-            self.take_down(uid, record.map(|r| r.sandbox_attempt).unwrap_or_default()).await?;
+            let attempt = record.map(|r| r.sandbox_attempt).unwrap_or_default();
+            self.take_down(uid, attempt, &mut Stopwatch::start()).await?;
         }
         let (volumes, name) = (self.volumes.clone(), uid.clone());
         let unmounted = self.pod_locks.blocking(uid, Area::Files, move || volumes.unmount(&name)).await?;

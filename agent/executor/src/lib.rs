@@ -11,6 +11,7 @@ mod collection;
 mod command;
 mod credential_plugins;
 mod events;
+mod foreground;
 mod hooks;
 mod image_users;
 pub mod metrics;

@@ -10,6 +10,7 @@ use crate::{
     ServiceLister,
     claims::Claims,
     credential_plugins::CredentialPlugins,
+    foreground::Foreground,
     image_users::ImageUsers,
     metrics,
     pod_locks::{Area, PodLocks},
@@ -96,6 +97,7 @@ pub struct NodeExecutor {
     pub(crate) starts: Slots,
     pub(crate) sandboxes: Slots,
     pub(crate) removals: Slots,
+    pub(crate) foreground: Foreground,
     pub(crate) pod_locks: PodLocks,
     /// The pods and runs that this agent process works on, and the pod of each known run.
     pub(crate) claims: Claims,
@@ -136,6 +138,29 @@ fn timeout_of(action: &Action) -> Duration {
     })
 }
 
+/// Whether somebody waits for this action: a start, or an end up to the release of what the pod holds. Not counted are
+/// hooks and pulls, which take as long as users make them, and the removals themselves.
+fn is_foreground(action: &Action) -> bool {
+    match action {
+        Action::MountVolumes
+        | Action::MakeSandbox(_)
+        | Action::EnsurePause(_)
+        | Action::Start { .. }
+        | Action::Signal { .. }
+        | Action::Kill { .. }
+        | Action::RecordExit { .. }
+        | Action::ResizePod(_)
+        | Action::TeardownSandbox(_)
+        | Action::UnmountVolumes => true,
+        Action::EnsureImage(_)
+        | Action::PostStart { .. }
+        | Action::PreStop { .. }
+        | Action::Reap { .. }
+        | Action::Remove { .. }
+        | Action::RemovePod => false,
+    }
+}
+
 impl NodeExecutor {
     /// Joins the adapters to an executor. Node events go to `incoming`.
     #[allow(clippy::too_many_arguments, reason = "the adapters, handed in once by the wiring")]
@@ -167,6 +192,7 @@ impl NodeExecutor {
             starts: Slots::of_each_processor(STARTS_PER_CPU),
             sandboxes: Slots::of_each_processor(SANDBOXES_PER_CPU),
             removals: Slots::of_each_processor(REMOVALS_PER_CPU),
+            foreground: Foreground::default(),
             pod_locks: PodLocks::default(),
             claims: Claims::default(),
         }
@@ -219,14 +245,14 @@ impl NodeExecutor {
             }
             Action::Reap { id, .. } => {
                 let _slot = self.removal(&context).await;
-                self.reap(&context.pod, id).await
+                self.reap(&context, id).await
             }
             Action::Remove { container, id } => {
                 let _slot = self.removal(&context).await;
                 self.remove(&context, &container, id).await
             }
             Action::TeardownSandbox(sandbox_attempt) => {
-                self.teardown_sandbox(&context.pod, sandbox_attempt).await
+                self.teardown_sandbox(&context, sandbox_attempt).await
             }
             Action::ResizePod(resize) => Ok(self.resize_pod(context, resize.0).await),
             Action::UnmountVolumes => self.unmount_volumes(context).await,
@@ -234,10 +260,16 @@ impl NodeExecutor {
         }
     }
 
-    /// Waits for the turn of a removal. What is left of a run whose pod goes on is removed at once: the next run
-    /// waits for that.
+    /// Waits for the turn of a removal, which gives way to what somebody waits for. What is left of a run whose pod goes
+    /// on is removed at once: the next run waits for that.
     async fn removal(&self, context: &Context) -> Option<Slot> {
-        if context.ending { Some(self.removals.acquire().await) } else { None }
+        if !context.ending {
+            return None;
+        }
+        let begun = tokio::time::Instant::now();
+        let slot = self.removals.acquire().await;
+        self.foreground.give_way(begun).await;
+        Some(slot)
     }
 
     async fn mount_volumes(&self, context: Context) -> Result<ActionResult, Failure> {
@@ -317,6 +349,7 @@ impl Executor for NodeExecutor {
 
     async fn perform(&self, context: Context, action: Action) -> ActionResult {
         let (operation, begun) = (metrics::operation(&action), Instant::now());
+        let _in_flight = is_foreground(&action).then(|| self.foreground.enter());
         let act = within(timeout_of(&action), self.act(context, action));
         let result = act.await.unwrap_or_else(ActionResult::failed);
         if let Some(operation) = operation {

@@ -78,7 +78,7 @@ impl NodeExecutor {
                 if !self.store_exit(&id, &exit).await? {
                     return Ok(ActionResult::done(vec![ObservedChange::Removed(id)]));
                 }
-                match self.reap(&context.pod, id.clone()).await {
+                match self.reap(&context, id.clone()).await {
                     Ok(reaped) => changes.extend(reaped.changes),
                     Err(failure) => {
                         tracing::warn!(
@@ -119,14 +119,14 @@ impl NodeExecutor {
         }
     }
 
-    pub(crate) async fn reap(&self, pod: &Pod, id: ContainerId) -> Result<ActionResult, Failure> {
+    pub(crate) async fn reap(&self, context: &Context, id: ContainerId) -> Result<ActionResult, Failure> {
         let mut steps = Stopwatch::start();
         self.runtime()?.delete_task(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         steps.lap("delete task");
         self.logd.finish(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         steps.lap("finish output");
         lock(&self.specs).remove(&id);
-        self.drop_cgroup(&pod.uid).await;
+        self.drop_cgroup(context).await;
         Ok(ActionResult {
             changes: vec![ObservedChange::Reaped(id)],
             steps: steps.into_parts(),

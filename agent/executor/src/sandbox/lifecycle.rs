@@ -154,13 +154,13 @@ impl NodeExecutor {
 
     pub(crate) async fn teardown_sandbox(
         &self,
-        pod: &Pod,
+        context: &Context,
         sandbox_attempt: SandboxAttempt,
     ) -> Result<ActionResult, Failure> {
         let mut steps = Stopwatch::start();
-        self.take_down(&pod.uid, sandbox_attempt).await?;
-        self.drop_cgroup(&pod.uid).await;
-        steps.lap("take down");
+        self.take_down(&context.pod.uid, sandbox_attempt, &mut steps).await?;
+        self.drop_cgroup(context).await;
+        steps.lap("cgroup");
         Ok(ActionResult {
             changes: vec![ObservedChange::Sandbox(None)],
             steps: steps.into_parts(),
@@ -174,6 +174,7 @@ impl NodeExecutor {
         &self,
         uid: &PodUid,
         sandbox_attempt: SandboxAttempt,
+        steps: &mut Stopwatch,
     ) -> Result<(), Failure> {
         let kill = |e: berth_sys::Error| Failure::new("FailedKillPodSandbox", Chain(&e));
         let record = self.sandbox_record(uid)?;
@@ -186,6 +187,7 @@ impl NodeExecutor {
         let of_this_boot = record.as_ref().filter(|r| r.boot == self.config.boot);
         pauses.extend(of_this_boot.and_then(SandboxRecord::process).filter(|p| !pauses.contains(p)));
         self.pod_locks.blocking(uid, Area::Sandbox, move || end_pauses(&pauses)).await?.map_err(kill)?;
+        steps.lap("pause");
         let dir = self.config.roots.sandbox_dir(uid);
         let netns = dir.join(NsKind::Net.file_name());
         for i in sandbox_attempts {
@@ -195,6 +197,7 @@ impl NodeExecutor {
                 .await
                 .map_err(|e| Failure::new("FailedKillPodSandbox", Chain(&e)))?;
         }
+        steps.lap("network");
         self.pod_locks.blocking(uid, Area::Sandbox, move || ns::unpin(&dir)).await?.map_err(kill)?;
         let record = self.record_path(uid);
         for path in [record.with_extension("bad"), record] {
@@ -202,15 +205,17 @@ impl NodeExecutor {
                 Failure::new("FailedKillPodSandbox", format!("cannot remove {}: {e}", path.display()))
             })?;
         }
+        steps.lap("namespaces");
         Ok(())
     }
 
-    /// Removes the pod's cgroup where the cgroup is empty and the pod has no sandbox: as with the kubelet, a
-    /// pod that has ended needs none. The executor calls this after the teardown of the sandbox and after
-    /// each deleted task, because either can come last.
-    pub(crate) async fn drop_cgroup(&self, uid: &PodUid) {
+    /// Removes the cgroup of a pod that stays known, where the cgroup is empty and the pod has no sandbox: as with the
+    /// kubelet, a pod that has ended needs none. The executor calls this after the teardown of the sandbox and after
+    /// each deleted task, because either can come last. The cgroup of a pod that goes is removed with the pod.
+    pub(crate) async fn drop_cgroup(&self, context: &Context) {
+        let uid = &context.pod.uid;
         let (cgroups, record, name) = (self.cgroups.clone(), self.record_path(uid), uid.clone());
-        if record.exists() {
+        if context.ending || record.exists() {
             return;
         }
         // Creation writes the record first and makes the cgroup under this same pod lock. A missing record
