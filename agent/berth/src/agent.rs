@@ -25,6 +25,7 @@ mod plain_http;
 mod proxy_health;
 mod service_inputs;
 mod services;
+mod services_health;
 mod services_only;
 mod sources;
 mod statistics;
@@ -37,8 +38,9 @@ use self::{
     cluster_dns::ClusterDns,
     image_collection::ImageCollection,
     local_api::LocalApi,
-    service_inputs::{PodsOfNode, ServicesHealth},
+    service_inputs::PodsOfNode,
     services::{EngineInputs, HealthChecks, ServicesConfig},
+    services_health::ServicesHealth,
     statistics::NodeStatistics,
     status_manager::StatusManager,
 };
@@ -336,6 +338,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             cgroup: services::hooks(&roots),
             networks: PodNetworks::pinned(&roots),
             clear: ClearPods::new(move |pod| attached.bypasses_host_stack(pod)),
+            self_test: args.kubeconfig.is_some(),
             options: service_options,
         };
         let inputs = EngineInputs {

@@ -6,9 +6,12 @@
 //! earlier, translated one. So a table of our own with such a chain, [`HANDOVER`], takes the place of kube-proxy's; it is
 //! removed when no translated connection is left.
 //!
-//! Rules of the older `ip_tables` (`iptables-legacy`) are not in nf_tables and not found here.
+//! Rules of the older `ip_tables` (`iptables-legacy`) are not in nf_tables. They are told of and stay: that interface knows no
+//! change of a chain, only the replacement of a whole table, which would take back whatever another program changes at the
+//! same time.
 
 use crate::Error;
+use berth_sys::ip_tables::legacy_tables;
 use berth_sys::netfilter::{Message, any_connection, attribute, attributes, batch, dump};
 use std::{collections::BTreeSet, io};
 
@@ -43,6 +46,9 @@ const CHAINS: [&str; 9] = [
 /// The first parts of the names of its chains of Services and endpoints.
 const CHAINS_OF_SERVICES: [&str; 6] =
     ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-XLB-"];
+
+/// Chains of kube-proxy alone, one of which each of its modes with `iptables` has.
+const OWN_CHAINS: [&str; 2] = ["KUBE-SERVICES", "KUBE-NODEPORTS"];
 
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
@@ -151,6 +157,16 @@ pub fn remove_kube_proxy_handover() -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The tables of `iptables-legacy` in which a kube-proxy has left chains, such as `ip nat`.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn legacy_kube_proxy_tables() -> Result<Vec<String>, Error> {
+    let tables = legacy_tables().map_err(failed)?;
+    let with_chains = tables.iter().filter(|table| OWN_CHAINS.iter().any(|chain| table.has_chain(chain)));
+    Ok(with_chains.map(|table| format!("{} {}", if table.v6 { "ip6" } else { "ip" }, table.name)).collect())
 }
 
 fn has_handover(family: u8) -> Result<bool, Error> {

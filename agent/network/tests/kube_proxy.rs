@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 use berth_harness::netns::Netns;
-use berth_network::{end_kube_proxy_handover, remove_kube_proxy_handover, remove_kube_proxy_rules};
+use berth_network::{
+    end_kube_proxy_handover, legacy_kube_proxy_tables, remove_kube_proxy_handover, remove_kube_proxy_rules,
+};
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -145,4 +147,28 @@ fn without_a_translated_connection_nothing_stays() {
     net.enter(remove_kube_proxy_rules).unwrap().unwrap();
     assert!(!net.enter(end_kube_proxy_handover).unwrap().unwrap());
     assert_eq!(ruleset(&net), "");
+}
+
+/// Where the machine has `iptables-legacy`. The question alone makes no table.
+#[test]
+fn chains_of_the_older_tables_are_told_of() {
+    let net = Netns::unique("legacy").unwrap();
+    let names = "/proc/thread-self/net/ip_tables_names";
+    let found = || net.enter(|| legacy_kube_proxy_tables().unwrap()).unwrap();
+    assert_eq!(found(), Vec::<String>::new());
+    let Ok(tables) = net.enter(|| std::fs::read_to_string(names)).unwrap() else { return };
+    assert_eq!(tables, "", "the question has made a table");
+    let iptables = |args: &str| {
+        let run = || Command::new("iptables-legacy").args(args.split(' ')).output();
+        net.enter(run).unwrap().ok().filter(|out| out.status.success())
+    };
+    if iptables("-t nat -N OTHER").is_none() {
+        return;
+    }
+    assert_eq!(found(), Vec::<String>::new());
+    iptables("-t nat -N KUBE-SERVICES").unwrap();
+    iptables("-t nat -A PREROUTING -j KUBE-SERVICES").unwrap();
+    assert_eq!(found(), ["ip nat"]);
+    iptables("-t filter -N KUBE-NODEPORTS").unwrap();
+    assert_eq!(found().len(), 2);
 }

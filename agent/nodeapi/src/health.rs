@@ -3,7 +3,7 @@
 //! The checks are the kubelet's. `ping` and `log` are good as soon as there is an answer: no log line of the agent waits for
 //! a reader.
 
-use crate::{NodeBackend, ResponseBody, query::pairs, response};
+use crate::{Boxed, NodeBackend, ResponseBody, query::pairs, response};
 use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -95,12 +95,17 @@ pub(crate) fn metrics(node: &dyn NodeBackend) -> String {
     text
 }
 
-/// Answers a request to a plain server, without waiting.
-pub type Answer = Arc<dyn Fn(&Request<Incoming>) -> Response<ResponseBody> + Send + Sync>;
+/// Answers a request to a plain server, within its own deadline.
+pub type Answer = Arc<dyn Fn(&Request<Incoming>) -> Boxed<'static, Response<ResponseBody>> + Send + Sync>;
+
+/// An answer that is there already.
+pub(crate) fn at_once(response: Response<ResponseBody>) -> Boxed<'static, Response<ResponseBody>> {
+    Box::pin(std::future::ready(response))
+}
 
 /// Serves `/healthz` in plain HTTP until `stop` changes or its sender is dropped.
 pub async fn run(node: Arc<dyn NodeBackend>, listener: TcpListener, stop: watch::Receiver<()>) {
-    serve(Arc::new(move |request| plain(&*node, request)), listener, stop).await;
+    serve(Arc::new(move |request| at_once(plain(&*node, request))), listener, stop).await;
 }
 
 /// Serves plain HTTP by `answer` until `stop` changes or its sender is dropped.
@@ -123,7 +128,7 @@ pub async fn serve(answer: Answer, listener: TcpListener, mut stop: watch::Recei
                 connections.spawn(async move {
                     let service = service_fn(move |request: Request<Incoming>| {
                         let answer = Arc::clone(&answer);
-                        async move { Ok::<_, Infallible>(answer(&request)) }
+                        async move { Ok::<_, Infallible>(answer(&request).await) }
                     });
                     let serving = http1::Builder::new()
                         .timer(TokioTimer::new())

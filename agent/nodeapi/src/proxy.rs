@@ -1,12 +1,19 @@
 //! Health as kube-proxy serves it (`pkg/proxy/healthcheck/proxy_health.go`, `cmd/kube-proxy/app/server.go`): `/healthz` and
-//! `/livez` on :10256 for load balancers and probes, `/healthz`, `/metrics` and `/proxyMode` on :10249. Plain HTTP; the answers are
-//! made without waiting.
+//! `/livez` on :10256 for load balancers and probes, `/healthz`, `/metrics` and `/proxyMode` on :10249. Plain HTTP.
+//!
+//! Healthy is a node whose connections are answered, as a test has just shown. A node lives as long as its agent carries
+//! Services: a failed test is no reason to start the agent again, which finds and mends by itself what another program has
+//! taken away, and whose restart would change nothing else.
 
-use crate::{ResponseBody, health::Answer, response};
+use crate::{
+    Boxed, ResponseBody,
+    health::{Answer, at_once},
+    response,
+};
 use berth_core::metrics::{Counter, ReadFamily};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 static HEALTHZ: Counter =
@@ -21,8 +28,11 @@ pub fn families() -> [&'static dyn ReadFamily; 2] {
 
 /// What the proxy's health follows from.
 pub trait Proxy: Send + Sync + 'static {
-    /// Whether Services are answered on this node.
-    fn answers(&self) -> bool;
+    /// Whether connections to Services are answered on this node; the reason where they are not. Takes a second at most.
+    fn answers(&self) -> Boxed<'_, Result<(), String>>;
+
+    /// Whether the hooks are attached and the tables follow the API server.
+    fn lives(&self) -> bool;
 
     /// Whether load balancers may send traffic to this node: a node that is about to be deleted gets none.
     fn is_eligible(&self) -> bool;
@@ -30,18 +40,30 @@ pub trait Proxy: Send + Sync + 'static {
 
 /// The answers on :10256.
 pub fn health(proxy: Arc<dyn Proxy>) -> Answer {
-    Arc::new(move |request: &Request<Incoming>| {
-        of_path(request.uri().path(), proxy.answers(), proxy.is_eligible())
+    Arc::new(move |request: &Request<Incoming>| -> Boxed<'static, Response<ResponseBody>> {
+        match request.uri().path() {
+            "/healthz" => {
+                let proxy = Arc::clone(&proxy);
+                Box::pin(async move {
+                    let answers = proxy.answers().await;
+                    healthz(&answers, proxy.is_eligible())
+                })
+            }
+            "/livez" => at_once(livez(proxy.lives())),
+            _ => at_once(response::not_found()),
+        }
     })
 }
 
 /// The answers on :10249; `metrics` renders `/metrics`.
 pub fn metrics(metrics: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Answer {
-    Arc::new(move |request: &Request<Incoming>| match request.uri().path() {
-        "/healthz" => response::text(StatusCode::OK, "ok"),
-        "/metrics" => response::metrics(metrics().into()),
-        "/proxyMode" => response::text(StatusCode::OK, "ebpf"),
-        _ => response::not_found(),
+    Arc::new(move |request: &Request<Incoming>| {
+        at_once(match request.uri().path() {
+            "/healthz" => response::text(StatusCode::OK, "ok"),
+            "/metrics" => response::metrics(metrics().into()),
+            "/proxyMode" => response::text(StatusCode::OK, "ebpf"),
+            _ => response::not_found(),
+        })
     })
 }
 
@@ -60,8 +82,11 @@ pub struct ServiceHealth {
 
 /// The answers at a Service's `healthCheckNodePort`, on every path (`pkg/proxy/healthcheck/service_health.go`). The node is
 /// to get traffic while it has an endpoint and answers.
-pub fn service_health(of: impl Fn() -> ServiceHealth + Send + Sync + 'static) -> Answer {
-    Arc::new(move |_request: &Request<Incoming>| service_answer(&of()))
+pub fn service_health(of: impl Fn() -> Boxed<'static, ServiceHealth> + Send + Sync + 'static) -> Answer {
+    Arc::new(move |_request: &Request<Incoming>| -> Boxed<'static, Response<ResponseBody>> {
+        let health = of();
+        Box::pin(async move { service_answer(&health.await) })
+    })
 }
 
 fn service_answer(health: &ServiceHealth) -> Response<ResponseBody> {
@@ -80,20 +105,28 @@ fn service_answer(health: &ServiceHealth) -> Response<ResponseBody> {
     response
 }
 
-fn of_path(path: &str, answers: bool, eligible: bool) -> Response<ResponseBody> {
-    let (healthy, with_node, counter) = match path {
-        "/healthz" => (answers && eligible, true, &HEALTHZ),
-        "/livez" => (answers, false, &LIVEZ),
-        _ => return response::not_found(),
-    };
+fn healthz(answers: &Result<(), String>, eligible: bool) -> Response<ResponseBody> {
+    let mut body = body(answers.is_ok());
+    body["nodeEligible"] = json!(eligible);
+    if let Err(reason) = answers {
+        body["reason"] = json!(reason);
+    }
+    counted(&body, answers.is_ok() && eligible, &HEALTHZ)
+}
+
+fn livez(lives: bool) -> Response<ResponseBody> {
+    counted(&body(lives), lives, &LIVEZ)
+}
+
+fn body(healthy: bool) -> Value {
     // The state is the present one: there is no sync that could be late.
     let now = jiff::Timestamp::now().to_string();
-    let mut body = json!({"lastUpdated": now, "currentTime": now, "healthy": answers});
-    if with_node {
-        body["nodeEligible"] = json!(eligible);
-    }
+    json!({"lastUpdated": now, "currentTime": now, "healthy": healthy})
+}
+
+fn counted(body: &Value, good: bool, counter: &Counter) -> Response<ResponseBody> {
     let mut response = response::json(body.to_string().into());
-    if !healthy {
+    if !good {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
     counter.inc(&[response.status().as_str()]);
@@ -124,10 +157,11 @@ mod tests {
 
     #[test]
     fn a_node_that_is_about_to_go_gets_no_traffic_and_lives() {
-        let status = |path, answers, eligible| of_path(path, answers, eligible).status().as_u16();
-        assert_eq!((status("/healthz", true, true), status("/livez", true, true)), (200, 200));
-        assert_eq!((status("/healthz", true, false), status("/livez", true, false)), (503, 200));
-        assert_eq!((status("/healthz", false, true), status("/livez", false, true)), (503, 503));
-        assert_eq!(status("/metrics", true, true), 404);
+        let bad = || Err("no answer".to_owned());
+        let status = |answers, eligible| healthz(&answers, eligible).status().as_u16();
+        assert_eq!(status(Ok(()), true), 200);
+        assert_eq!(status(Ok(()), false), 503);
+        assert_eq!(status(bad(), true), 503);
+        assert_eq!((livez(true).status().as_u16(), livez(false).status().as_u16()), (200, 503));
     }
 }

@@ -105,7 +105,7 @@ fn candidates<'a, A: Net>(
                 let Some(addr) = A::of(endpoint.address) else { continue };
                 let local = endpoint.node.as_ref().is_some_and(|n| !node.name.is_empty() && *n == node.name);
                 let mut flags = if local { backend::LOCAL } else { 0 };
-                if node.addresses.contains(&endpoint.address) {
+                if endpoint.address.is_loopback() || node.addresses.contains(&endpoint.address) {
                     flags |= backend::HOST_NETWORK;
                 }
                 all.push(Candidate { backend: Backend { addr, port: port.port.to_be(), flags }, endpoint });

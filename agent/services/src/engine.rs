@@ -14,8 +14,9 @@
 //!
 //! On failure (no BPF file system, programs rejected) pods run without the failed part. The failure is logged
 //! once and the step is retried, and programs and tables already in the kernel keep working. A periodic
-//! reconciliation checks the networks of all pods, the links of devices and hooks, and compares the maps with
-//! the written entries. It repairs whatever another program removed or altered.
+//! reconciliation, which a failed self-test brings forward, checks the networks of all pods, the links of devices
+//! and hooks, and compares the maps with the written entries. It repairs whatever another program removed or
+//! altered.
 
 mod datapath;
 mod device_links;
@@ -26,12 +27,13 @@ mod publisher;
 mod source_merge;
 
 use crate::{
-    DatapathBackend, DatapathHealth, Notice, ObservedPod, ServiceInputs, SourceChanges, TableReconciler,
-    metrics,
+    DatapathBackend, DatapathHealth, Notice, ObservedPod, SelfTestService, ServiceInputs, SourceChanges,
+    TableReconciler, metrics,
 };
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Service},
+    shared::Changes,
     time::Boottime,
 };
 use berth_sys::clock;
@@ -79,6 +81,8 @@ pub struct Config {
     pub reconcile: Duration,
     /// First new id, from the earlier agent; see [`TableReconciler::new`].
     pub next_id: u32,
+    /// The Service of the self-test, which is in the tables beside those of the sources.
+    pub self_test: Option<SelfTestService>,
 }
 
 /// Service engine over a kernel side `K` and the node's inputs `N`.
@@ -106,9 +110,15 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
     /// New engine. Only the host's network is read here.
     pub fn new(config: Config, kernel: K, node: N) -> Engine<K, N> {
         let next_id = config.next_id;
+        let self_test = config.self_test.clone();
         let datapath = Datapath::new(config, kernel);
+        let mut reconciler = TableReconciler::new(datapath.facts().clone(), next_id);
+        if let Some(SelfTestService { service, slices }) = self_test {
+            reconciler.change_services(Changes { now: vec![service], ..Changes::default() });
+            reconciler.change_slices(Changes { now: slices, ..Changes::default() });
+        }
         Engine {
-            reconciler: TableReconciler::new(datapath.facts().clone(), next_id),
+            reconciler,
             datapath,
             node,
             services: SourceMerge::default(),
@@ -148,6 +158,8 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
         services.into_iter().for_each(|(source, changes)| self.services.apply(source, changes));
         slices.into_iter().for_each(|(source, changes)| self.slices.apply(source, changes));
         if !self.open {
+            // Loading programs takes most of a second, in which the sources can list.
+            self.datapath.prepare(now);
             if !self.may_open(listed, now) {
                 return Some(STARTING);
             }
@@ -158,7 +170,8 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
         if let Some(facts) = self.datapath.node_changed() {
             self.reconciler.set_node(facts);
         }
-        let due = self.datapath.round(&mut self.reconciler, &self.pods, now);
+        let doubted = self.node.is_kernel_doubted();
+        let due = self.datapath.round(&mut self.reconciler, &self.pods, now, doubted);
         self.tell_health();
         if let Some(checks) = self.reconciler.changed_health_checks() {
             self.node.health_checks(checks);

@@ -72,6 +72,10 @@ pub trait ServiceInputs {
     /// observed now.
     fn pods(&self) -> BTreeMap<PodUid, Option<ObservedPod>>;
 
+    /// Whether the kernel's state is to be compared with the wanted one at once, because a self-test has failed since
+    /// the last call.
+    fn is_kernel_doubted(&mut self) -> bool;
+
     /// Whether the container runtime answers, so that pods can be observed.
     fn runtime_answers(&self) -> bool;
 
@@ -176,6 +180,10 @@ pub trait DatapathBackend {
     /// # Errors
     /// There is no BPF file system, or the kernel rejects the programs.
     fn open(&mut self) -> Result<Self::Maps, Cause>;
+
+    /// Whether the programs and tables that were opened are pinned no more, so that nothing runs by them any longer and they
+    /// must be opened again. Reads one pin.
+    fn is_lost(&self) -> bool;
 
     /// Shortcomings of a data plane that works, one line each. Reads some tables.
     fn shortcomings(&mut self, maps: &Self::Maps) -> Vec<String>;

@@ -182,6 +182,10 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
         Ok(Datapath::open(&self.pins, Access::Write)?)
     }
 
+    fn is_lost(&self) -> bool {
+        self.prepared && self.pins.loaded_digest().is_ok_and(|digest| digest.is_none())
+    }
+
     fn shortcomings(&mut self, maps: &Datapath) -> Vec<String> {
         let given = given_sizes(maps, &self.cfg.sizes).into_iter().filter(|(_, has, wanted)| has != wanted);
         let mut short: Vec<String> = given

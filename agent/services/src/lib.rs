@@ -8,6 +8,7 @@
 //!   state. Its needs of both sides stand in [`ServiceInputs`] and [`DatapathBackend`].
 //! - [`HostNetwork`] holds the node's addresses and uplinks: one pure choice from the kernel's devices,
 //!   addresses and routes, used for Services, for pods and for people.
+//! - [`SelfTest`] tells whether connections are answered through the hooks, by a Service of the agent's own.
 //! - [`LinuxDatapath`] is the kernel of this machine: the loader's programs and maps, devices, and the
 //!   networks of pods.
 //!
@@ -25,6 +26,7 @@ mod interfaces;
 mod kernel;
 pub mod metrics;
 mod reconciler;
+mod self_test;
 mod tables;
 mod veth;
 mod wanted;
@@ -46,6 +48,7 @@ pub use kernel::{
 };
 pub use metrics::NoLocalEndpoints;
 pub use reconciler::{Named, Outcome, REST, StaleBackend, TableReconciler};
+pub use self_test::{SelfTest, SelfTestService};
 pub use tables::{FamilyTables, Table, TableError, Tables};
 pub use veth::{VethError, VethPair, veth_pair};
 pub use wanted::{NodeFacts, Notice, NoticeReason, Transport, Wanted, WantedPort};

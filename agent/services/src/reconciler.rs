@@ -348,6 +348,12 @@ impl TableReconciler {
         Ok(found)
     }
 
+    /// Takes the tables for others than those of the last sync: the next one reads them and writes what is missing.
+    pub fn replaced(&mut self) {
+        self.v4.synced = false;
+        self.v6.synced = false;
+    }
+
     /// All notices that hold now.
     pub fn notices(&self) -> impl Iterator<Item = Notice> {
         let compiled = self.entries.iter().flat_map(|(key, entry)| {

@@ -15,6 +15,7 @@ mod error;
 pub mod exec;
 pub mod failpoint;
 pub mod fs;
+pub mod ip_tables;
 pub mod memory;
 pub mod mount;
 mod mountinfo;

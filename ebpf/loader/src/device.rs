@@ -181,15 +181,24 @@ pub fn detach_device(pins: &Pins, ifindex: u32) -> Result<bool> {
 /// The kernel refuses.
 pub fn devices(pins: &Pins) -> Result<Vec<DeviceLink>> {
     let mut all = Vec::new();
-    for (name, path) in list(&pins.links())? {
+    for (name, _) in list(&pins.links())? {
         let Some((ifindex, place)) = parse_pin(&name) else { continue };
         // Another process may detach a device in the meantime.
-        let Some(link) = open_link(&path)? else { continue };
-        let found: LinkInfo =
-            info(link.as_fd()).map_err(|source| Error::Link { op: "examine", link: name, source })?;
-        all.push(DeviceLink { ifindex, place, live: found.ifindex() == ifindex, program: found.program });
+        all.extend(device_link(pins, ifindex, place)?);
     }
     Ok(all)
+}
+
+/// A device's link at a place; `None` where it has none.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn device_link(pins: &Pins, ifindex: u32, place: Place) -> Result<Option<DeviceLink>> {
+    let name = pin_name(ifindex, place);
+    let Some(link) = open_link(&pins.links().join(&name))? else { return Ok(None) };
+    let found: LinkInfo =
+        info(link.as_fd()).map_err(|source| Error::Link { op: "examine", link: name, source })?;
+    Ok(Some(DeviceLink { ifindex, place, live: found.ifindex() == ifindex, program: found.program }))
 }
 
 #[cfg(test)]

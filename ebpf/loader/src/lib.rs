@@ -57,7 +57,7 @@ pub use attach::{Attached, attach, detach};
 pub use bpffs::ensure_bpffs;
 pub use child::{Prepared, ROLE, child_main, prepare};
 pub use datapath::{Access, Datapath};
-pub use device::{DeviceLink, DeviceRole, Place, attach_device, detach_device, devices};
+pub use device::{DeviceLink, DeviceRole, Place, attach_device, detach_device, device_link, devices};
 pub use error::{Error, Result};
 pub use flows::{Collected, collect_flows};
 pub use load::{Step, check_pinned_maps, load, load_sized, program_names};

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 pub struct PacketProgram {
     name: String,
     program: OwnedFd,
+    id: u32,
 }
 
 impl PacketProgram {
@@ -16,8 +17,13 @@ impl PacketProgram {
     /// # Errors
     /// The program is not pinned.
     pub fn open(pins: &Pins, name: &str) -> Result<PacketProgram> {
-        let (program, _) = open_program(pins, name)?;
-        Ok(PacketProgram { name: name.to_owned(), program })
+        let (program, id) = open_program(pins, name)?;
+        Ok(PacketProgram { name: name.to_owned(), program, id })
+    }
+
+    /// The kernel's id of the program.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// Runs the program once on an Ethernet frame. No device receives the frame.

@@ -9,7 +9,7 @@ use super::{
     host_network::Host,
     image_collection::ImageCollection,
     image_requests::{self, LocalPull},
-    service_inputs::ServicesHealth,
+    services_health::ServicesHealth,
     sources::Latest,
 };
 use berth_api::{
@@ -99,6 +99,10 @@ impl LocalApi {
         Some(health.unwrap_or_else(|_elapsed| Health::bad("does not answer in time")))
     }
 
+    async fn services(&self) -> Option<Health> {
+        Some(self.services.as_ref()?.tested_now().await)
+    }
+
     fn addresses(&self) -> AddressesView {
         let host = self.host.borrow();
         // Problems of uplinks only matter to Services.
@@ -177,13 +181,13 @@ impl Backend for LocalApi {
     type Pull = LocalPull;
 
     async fn status(&self) -> NodeView {
-        let (containerd, network, logd, dns) =
-            tokio::join!(self.containerd(), self.network(), self.logd(), self.dns());
+        let (containerd, network, logd, dns, services) =
+            tokio::join!(self.containerd(), self.network(), self.logd(), self.dns(), self.services());
         NodeView {
             containerd,
             network,
             logd,
-            services: self.services.as_ref().map(ServicesHealth::get),
+            services,
             dns,
             image_disk: self.images.health(),
             csi: csi::health(&self.csi.borrow()),

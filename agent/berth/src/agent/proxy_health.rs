@@ -1,14 +1,18 @@
 //! kube-proxy's ports for health and metrics ([`berth_nodeapi::proxy`]): their options, and the tasks that serve them. A
 //! node of a control plane has them, whoever runs its pods.
 //!
-//! The node is healthy while Services are answered: the hooks are attached and the tables follow the API server's objects.
+//! The node is healthy while Services are answered: the hooks are attached, the tables follow the API server's objects, and a
+//! self-test's connections are answered.
 //!
 //! kube-proxy has the same ports. While one runs they are its own: each is tried again until it is free.
 
-use super::{plain_http, service_inputs::ServicesHealth};
+use super::{plain_http, services_health::ServicesHealth};
 use berth_cluster::publish::node::NewestNode;
 use berth_core::metrics::ReadFamily;
-use berth_nodeapi::proxy::{self, Proxy};
+use berth_nodeapi::{
+    Boxed,
+    proxy::{self, Proxy},
+};
 use berth_sys::clock;
 use serde_json::Value;
 use std::{
@@ -93,8 +97,12 @@ struct Served {
 }
 
 impl Proxy for Served {
-    fn answers(&self) -> bool {
-        self.services.answers()
+    fn answers(&self) -> Boxed<'_, Result<(), String>> {
+        Box::pin(self.services.answers())
+    }
+
+    fn lives(&self) -> bool {
+        self.services.carries()
     }
 
     fn is_eligible(&self) -> bool {

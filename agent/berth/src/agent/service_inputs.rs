@@ -1,12 +1,12 @@
 //! The agent as the engine of Services sees it: sources and reports in; the DNS zone,
 //! `services.json` and notices out.
 
-use super::{node::NodeWatch, services::HealthChecks, sources::Latest, status_manager::StatusManager};
-use crate::dns::DEFAULT_DOMAIN;
-use berth_api::{
-    services::{NamedPort, ServicesFile},
-    view::Health,
+use super::{
+    node::NodeWatch, services::HealthChecks, services_health::ServicesHealth, sources::Latest,
+    status_manager::StatusManager,
 };
+use crate::dns::DEFAULT_DOMAIN;
+use berth_api::services::{NamedPort, ServicesFile};
 use berth_core::{
     event::{Event, EventRecord, Involved},
     ids::{PodKey, PodUid},
@@ -14,7 +14,6 @@ use berth_core::{
     roots::Roots,
     status::{Phase, PodStatus},
     sync::lock,
-    time::Wall,
 };
 use berth_dns::{PodNames, Publisher, build};
 use berth_executor::NodeExecutor;
@@ -151,6 +150,10 @@ impl ServiceInputs for AgentInputs {
         }
     }
 
+    fn is_kernel_doubted(&mut self) -> bool {
+        self.health.take_doubt()
+    }
+
     fn runtime_answers(&self) -> bool {
         match &self.pods {
             PodsOfNode::Own(executor) => executor.runtime().is_ok(),
@@ -177,6 +180,10 @@ impl ServiceInputs for AgentInputs {
         services: impl Iterator<Item = &'a Service>,
         slices: impl Iterator<Item = &'a EndpointSlice>,
     ) -> Result<(), Cause> {
+        if matches!(self.pods, PodsOfNode::Kubelet(_)) {
+            // Nobody answers names on such a node but the cluster's own servers.
+            return Ok(());
+        }
         let publisher = match &mut self.publisher {
             Some(publisher) => publisher,
             none => none.insert(Publisher::open(&self.roots)?),
@@ -227,49 +234,6 @@ impl ServiceInputs for AgentInputs {
 /// A notice as it is stored.
 fn line(notice: &Notice) -> String {
     format!("{}: {}: {}", notice.service, notice.why.reason(), notice.why)
-}
-
-/// Health of Services, for the status page.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct ServicesHealth(Arc<Mutex<State>>);
-
-#[derive(Debug, Default)]
-struct State {
-    health: DatapathHealth,
-    /// The time of the first of the present failures.
-    since: Option<Wall>,
-}
-
-impl ServicesHealth {
-    fn set(&self, health: &DatapathHealth) {
-        let mut state = lock(&self.0);
-        state.since = match (health.failures.is_empty(), state.since) {
-            (true, _) => None,
-            (false, since) => Some(since.unwrap_or_else(clock::wall)),
-        };
-        state.health.clone_from(health);
-    }
-
-    /// Whether Services are answered: hooks are attached and the tables follow the sources.
-    pub(crate) fn answers(&self) -> bool {
-        let state = lock(&self.0);
-        state.health.hooked && state.health.open
-    }
-
-    /// The health for the status page.
-    pub(crate) fn get(&self) -> Health {
-        let state = lock(&self.0);
-        let health = &state.health;
-        match (state.since, health.hooked) {
-            (Some(since), hooked) => {
-                let what = if hooked { "behind" } else { "hooks missing" };
-                let why = Health::bad(format!("{what}: {}", health.failures.join("; ")));
-                Health { since: Some(since), ..why }
-            }
-            (None, true) => Health::good("answered"),
-            (None, false) => Health::bad("not answered yet: sources and pods are waited for"),
-        }
-    }
 }
 
 fn port(n: Named) -> NamedPort {

@@ -14,12 +14,16 @@ pub(crate) use limits::Limits;
 use super::{
     host_network::Host,
     node::NodeWatch,
-    service_inputs::{self, AgentInputs, PodsOfNode, ServicesHealth},
+    service_inputs::{self, AgentInputs, PodsOfNode},
+    services_health::ServicesHealth,
     sources::Latest,
     status_manager::StatusManager,
 };
 use berth_core::roots::Roots;
-use berth_services::{ClearPods, Config, Engine, LinuxDatapath, LinuxDatapathConfig, PodNetworks, Sizes};
+use berth_services::{
+    ClearPods, Config, Engine, LinuxDatapath, LinuxDatapathConfig, PodNetworks, SelfTest, SelfTestService,
+    Sizes,
+};
 use std::{
     net::IpAddr,
     path::PathBuf,
@@ -51,6 +55,8 @@ pub(crate) struct ServicesConfig {
     pub(crate) networks: PodNetworks,
     /// The pods whose packets may bypass the host's stack.
     pub(crate) clear: ClearPods,
+    /// Whether a self-test's Service is in the tables.
+    pub(crate) self_test: bool,
     /// The options of the agent.
     pub(crate) options: ServiceOptions,
 }
@@ -102,14 +108,30 @@ pub(crate) fn start(config: ServicesConfig, inputs: EngineInputs, changed: Lates
         inputs.health.clone(),
         Arc::clone(&inputs.status),
     ));
-    Services { task: tokio::spawn(wake_engine(config, inputs, changed)), health_check_ports }
+    let self_test = config.self_test.then(|| open_self_test(&config.roots, &inputs)).flatten();
+    Services { task: tokio::spawn(wake_engine(config, inputs, changed, self_test)), health_check_ports }
 }
 
-async fn wake_engine(config: ServicesConfig, inputs: EngineInputs, mut sources: Latest) {
+/// Opens the self-test and gives it to the health. Returns its Service.
+fn open_self_test(roots: &Roots, inputs: &EngineInputs) -> Option<SelfTestService> {
+    let test = SelfTest::open(roots)
+        .inspect_err(|error| tracing::warn!(%error, "cannot open the sockets of the self-test of Services"))
+        .ok()?;
+    let service = test.service()?;
+    inputs.health.test_by(Arc::new(test), inputs.host.clone());
+    Some(service)
+}
+
+async fn wake_engine(
+    config: ServicesConfig,
+    inputs: EngineInputs,
+    mut sources: Latest,
+    self_test: Option<SelfTestService>,
+) {
     let (mut host, mut node) = (inputs.host.clone(), inputs.node.clone());
     loop {
         let zone = node.borrow_and_update().zone().to_owned();
-        let (wake, thread) = match spawn(config.clone(), inputs.clone()) {
+        let (wake, thread) = match spawn(config.clone(), inputs.clone(), self_test.clone()) {
             Ok(spawned) => spawned,
             Err(error) => {
                 tracing::error!(%error, "cannot start the thread of Services; tried again");
@@ -124,6 +146,7 @@ async fn wake_engine(config: ServicesConfig, inputs: EngineInputs, mut sources: 
                     return;
                 },
                 () = inputs.status.endpoints.notified() => {}
+                () = inputs.health.doubted() => {}
                 changed = host.changed() => if changed.is_err() {
                     return;
                 },
@@ -151,10 +174,12 @@ async fn wake_engine(config: ServicesConfig, inputs: EngineInputs, mut sources: 
 fn spawn(
     config: ServicesConfig,
     inputs: EngineInputs,
+    self_test: Option<SelfTestService>,
 ) -> std::io::Result<(Sender<()>, thread::JoinHandle<()>)> {
     let (wake, wakes) = channel();
     let run = move || {
-        let ServicesConfig { roots, exe, cgroup, networks: pod_networks, clear, options } = config;
+        let ServicesConfig { roots, exe, cgroup, networks: pod_networks, clear, self_test: _, options } =
+            config;
         let ServiceOptions { networks, sizes } = options;
         let EngineInputs { status, latest, pods, host, node, health, health_checks, makes_endpoints } =
             inputs;
@@ -167,6 +192,7 @@ fn spawn(
             networks,
             reconcile: RECONCILE,
             next_id: stored.next_id,
+            self_test,
         };
         let kernel = LinuxDatapath::new(
             LinuxDatapathConfig { roots: roots.clone(), networks: pod_networks, exe, cgroup, clear, sizes },

@@ -18,8 +18,9 @@ use super::{
     cluster::follow_node_object,
     control_plane::ControlPlaneHealth,
     host_network, node, proxy_health, ready_until_told_to_end,
-    service_inputs::{PodsOfNode, ReportedPods, ServicesHealth},
+    service_inputs::{PodsOfNode, ReportedPods},
     services::{self, EngineInputs, HealthChecks, ServicesConfig},
+    services_health::ServicesHealth,
     sources,
     status_manager::StatusManager,
 };
@@ -108,6 +109,7 @@ pub(super) async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
             networks: PodNetworks::of_processes(KubeletPods::below(PROC)),
             // Rules of the host's stack may apply to the packets of every pod: network policies, for example.
             clear: ClearPods::default(),
+            self_test: true,
             options: service_options(&args, node::memory()),
         },
         EngineInputs {

@@ -153,13 +153,33 @@ impl<K: DatapathBackend> Datapath<K> {
         Some(now)
     }
 
-    /// Brings the kernel to the wanted state. Returns the times of the next rounds.
+    /// Opens the tables, for which programs may have to be loaded. Nothing is attached or written.
+    pub(super) fn prepare(&mut self, now: Boottime) {
+        if self.maps.is_some() || self.retry.is_some_and(|(at, _)| now < at) {
+            return;
+        }
+        match self.kernel.open() {
+            Ok(maps) => self.maps = Some(maps),
+            Err(cause) => self.log_failures(&[Failure::Open(cause)], now),
+        }
+    }
+
+    /// Brings the kernel to the wanted state; what is `doubted` is compared with it first. Returns the times of the next
+    /// rounds.
     pub(super) fn round(
         &mut self,
         reconciler: &mut TableReconciler,
         seen: &BTreeMap<PodUid, crate::ObservedPod>,
         now: Boottime,
+        doubted: bool,
     ) -> Due {
+        if doubted {
+            self.reconcile_at = self.reconcile_at.min(now);
+        }
+        if now >= self.reconcile_at && self.maps.is_some() && self.kernel.is_lost() {
+            tracing::error!("the programs and tables of Services are pinned no more: they are made again");
+            self.begin_again(reconciler);
+        }
         let mut due = Due::new();
         let failures = match self.maps.take() {
             Some(maps) => self.with(maps, reconciler, seen, now, &mut due),
@@ -176,6 +196,18 @@ impl<K: DatapathBackend> Datapath<K> {
         self.log_failures(&failures, now);
         due.extend(self.retry.map(|(at, _)| at));
         due
+    }
+
+    /// Takes nothing in the kernel for granted any more.
+    fn begin_again(&mut self, reconciler: &mut TableReconciler) {
+        self.maps = None;
+        self.retry = None;
+        self.tables_again = None;
+        self.hooked = false;
+        self.node_behind = true;
+        self.links_behind = true;
+        self.pods = Pods::default();
+        reconciler.replaced();
     }
 
     fn log_failures(&mut self, failures: &[Failure], now: Boottime) {

@@ -2,6 +2,12 @@
 
 use crate::*;
 
+/// How often the hooks were attached and the configuration written.
+fn written(world: &World) -> (usize, usize) {
+    let state = world.state();
+    (state.hooked, state.configured)
+}
+
 #[test]
 fn nothing_is_written_before_all_is_known() {
     let world = World::default();
@@ -9,11 +15,11 @@ fn nothing_is_written_before_all_is_known() {
     world.state().wanted = vec![uid("a")];
     let mut engine = engine(&world);
     engine.round();
-    assert_eq!(world.state().opened, 0, "the sources have not listed");
+    assert_eq!(written(&world), (0, 0), "the sources have not listed");
     world.state().listed = true;
     world.state().pods.insert(uid("a"), None);
     engine.round();
-    assert_eq!(world.state().opened, 0, "a wanted pod was not looked at");
+    assert_eq!(written(&world), (0, 0), "a wanted pod was not looked at");
     world.state().pods.insert(uid("a"), Some(pod("a", "a", "10.1.0.1")));
     world.state().networks.insert(uid("a"), network(7, 70));
     engine.round();

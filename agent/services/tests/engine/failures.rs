@@ -74,3 +74,67 @@ fn what_the_tables_lack_is_a_problem_of_the_node() {
     let mut engine = engine(&world);
     rounds(&mut engine, &world, |w| w.state().health.failures == [short.as_str()]);
 }
+
+#[test]
+fn after_a_failed_self_test_the_kernel_is_compared_at_once() {
+    let world = listed();
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1")]);
+    let mut engine = engine(&world);
+    engine.round();
+    let there = world.state().frontends.len();
+    assert!(there > 0);
+    world.state().spoil.services = true;
+    engine.round();
+    world.state().doubted = true;
+    engine.round();
+    assert_eq!(world.state().frontends.len(), there);
+    assert!(!world.state().spoil.services, "the maps were read");
+}
+
+#[test]
+fn the_service_of_the_self_test_is_in_the_tables_beside_the_others() {
+    let world = listed();
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1")]);
+    let test =
+        berth_services::SelfTest::open(&berth_core::roots::Roots::defaults("n".parse().unwrap())).unwrap();
+    let config = Config {
+        node: "n".into(),
+        zone: "".into(),
+        networks: Vec::new(),
+        reconcile: Duration::from_secs(3600),
+        next_id: 1,
+        self_test: test.service(),
+    };
+    let mut engine = Engine::new(config, world.kernel(), world.node());
+    engine.round();
+    let state = world.state();
+    assert_eq!(state.frontends.get(&(ip("192.0.0.8"), 10256)), Some(&1), "{:?}", state.frontends);
+    assert!(state.frontends.contains_key(&(ip("10.96.0.1"), 80)));
+}
+
+#[test]
+fn pins_that_somebody_has_removed_are_made_again_with_all_entries() {
+    let world = listed();
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1")]);
+    world.state().pods.insert(uid("p"), Some(pod("p", "a", "10.2.0.1")));
+    world.state().networks.insert(uid("p"), network(1, 100));
+    let mut engine = reconciling(&world, Duration::from_millis(1));
+    engine.round();
+    {
+        let mut state = world.state();
+        assert_eq!(state.opened, 1);
+        state.lost = true;
+        state.clients.clear();
+        state.pods4.clear();
+        state.attached.clear();
+        state.frontends.clear();
+    }
+    rounds(&mut engine, &world, |w| {
+        let state = w.state();
+        state.opened == 2
+            && state.clients.len() == 2
+            && state.pods4.len() == 1
+            && state.attached.len() == 1
+            && state.frontends.contains_key(&(ip("10.96.0.1"), 80))
+    });
+}

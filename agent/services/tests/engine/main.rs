@@ -35,7 +35,8 @@ fn engine(world: &World) -> Engine<FakeKernel, FakeNode> {
 /// Engine that compares the maps with the written entries at that interval.
 fn reconciling(world: &World, reconcile: Duration) -> Engine<FakeKernel, FakeNode> {
     let networks = vec![(ip("10.96.0.0"), 16)];
-    let config = Config { node: "n".into(), zone: "".into(), networks, reconcile, next_id: 1 };
+    let config =
+        Config { node: "n".into(), zone: "".into(), networks, reconcile, next_id: 1, self_test: None };
     Engine::new(config, world.kernel(), world.node())
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct State {
     // Inputs, set by the test.
     pub(crate) listed: bool,
     pub(crate) runtime: bool,
+    /// Whether a self-test has failed.
+    pub(crate) doubted: bool,
     pub(crate) services: Objects<Service>,
     pub(crate) slices: Objects<EndpointSlice>,
     pub(crate) wanted: Vec<PodUid>,
@@ -51,6 +53,8 @@ pub(crate) struct State {
     pub(crate) node_ips: Vec<IpAddr>,
     pub(crate) networks: BTreeMap<PodUid, (u64, PodNetwork)>,
     pub(crate) refuse_open: bool,
+    /// Whether the pins are gone.
+    pub(crate) lost: bool,
     pub(crate) refuse_hooks: bool,
     pub(crate) shortcomings: Vec<String>,
     pub(crate) spoil: Spoil,

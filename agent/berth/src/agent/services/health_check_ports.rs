@@ -4,7 +4,7 @@
 //! Owns a task for each port; they end with the Service, and with the agent. A port that another program has, a kube-proxy
 //! that still runs for example, is tried again until it is free; the Service's owner hears of it by an event.
 
-use super::super::{plain_http, service_inputs::ServicesHealth, status_manager::StatusManager};
+use super::super::{plain_http, services_health::ServicesHealth, status_manager::StatusManager};
 use berth_core::{
     event::{Event, EventRecord, Involved},
     ids::{NodeName, PodKey},
@@ -89,11 +89,13 @@ fn answer(
     checks: watch::Receiver<BTreeMap<PodKey, HealthCheck>>,
     health: ServicesHealth,
 ) -> Answer {
-    service_health(move || ServiceHealth {
-        namespace: key.namespace.as_str().to_owned(),
-        name: key.name.as_str().to_owned(),
-        local_endpoints: checks.borrow().get(&key).map_or(0, |check| check.local_endpoints),
-        answers: health.answers(),
+    service_health(move || {
+        let health = health.clone();
+        let (namespace, name) = (key.namespace.as_str().to_owned(), key.name.as_str().to_owned());
+        let local_endpoints = checks.borrow().get(&key).map_or(0, |check| check.local_endpoints);
+        Box::pin(async move {
+            ServiceHealth { namespace, name, local_endpoints, answers: health.answers().await.is_ok() }
+        })
     })
 }
 

@@ -4,7 +4,7 @@
 //! Both answer the same Services meanwhile; the hooks of this agent come first. Once none runs and this agent's hooks answer,
 //! its rules are removed. Before that they carry the Services. Connections that it has translated go on to their ends.
 
-use super::super::service_inputs::ServicesHealth;
+use super::super::services_health::ServicesHealth;
 use berth_core::error::Chain;
 use std::{fs, path::PathBuf, time::Duration};
 use tokio::{
@@ -51,6 +51,7 @@ async fn look(proc: PathBuf, services: ServicesHealth, tell: watch::Sender<Optio
     let mut removed = false;
     // The last look at the connections that kube-proxy has translated, while there may be any.
     let mut handover = None;
+    let mut legacy = Legacy::default();
     loop {
         let dir = proc.clone();
         // A look that panicked is made again.
@@ -67,9 +68,9 @@ async fn look(proc: PathBuf, services: ServicesHealth, tell: watch::Sender<Optio
                 if handover.is_some_and(|looked: Instant| looked.elapsed() >= HANDOVER) {
                     handover = end_handover().await;
                 }
-                None
+                legacy.problem().await
             }
-            None if !services.answers() => None,
+            None if services.answers().await.is_err() => None,
             None => match spawn_blocking(berth_network::remove_kube_proxy_rules).await {
                 Ok(Ok(what)) => {
                     removed = true;
@@ -81,7 +82,7 @@ async fn look(proc: PathBuf, services: ServicesHealth, tell: watch::Sender<Optio
                             "the rules of a kube-proxy that is gone are removed"
                         );
                     }
-                    None
+                    legacy.problem().await
                 }
                 Ok(Err(error)) => Some(Chain(&error).to_string()),
                 Err(_panicked) => None,
@@ -115,6 +116,40 @@ async fn end_handover() -> Option<Instant> {
         }
         Err(_panicked) => Some(Instant::now()),
     }
+}
+
+/// The chains that a kube-proxy has left in the tables of `iptables-legacy`, which stay.
+#[derive(Default)]
+struct Legacy {
+    looked: Option<Instant>,
+    problem: Option<String>,
+}
+
+impl Legacy {
+    /// What is to be said of them, by a look that is a minute old at most.
+    async fn problem(&mut self) -> Option<String> {
+        if self.looked.is_none_or(|at| at.elapsed() >= HANDOVER) {
+            self.looked = Some(Instant::now());
+            match spawn_blocking(berth_network::legacy_kube_proxy_tables).await {
+                Ok(Ok(tables)) => self.problem = said_of_legacy(&tables),
+                Ok(Err(error)) => {
+                    tracing::debug!(error = %Chain(&error), "cannot read the tables of iptables-legacy");
+                }
+                Err(_panicked) => {}
+            }
+        }
+        self.problem.clone()
+    }
+}
+
+fn said_of_legacy(tables: &[String]) -> Option<String> {
+    (!tables.is_empty()).then(|| {
+        format!(
+            "a kube-proxy that is gone has left chains in iptables-legacy (tables: {}), which Berth cannot remove safely: \
+             connections that pass no hook may still meet them; remove them by `kube-proxy --cleanup`, or reboot the node",
+            tables.join(", ")
+        )
+    })
 }
 
 /// A kube-proxy in this process's network namespace.

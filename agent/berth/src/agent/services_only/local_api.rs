@@ -8,7 +8,7 @@ use super::super::{
     image_requests::LocalPull,
     local_api::{addresses_view, view_of_process},
     local_server::{Published, write_node},
-    service_inputs::ServicesHealth,
+    services_health::ServicesHealth,
     sources::Latest,
 };
 use anyhow::Context as _;
@@ -62,7 +62,7 @@ impl Backend for ServicesApi {
             containerd: Health::good(NOT_USED),
             network: Health::good(NOT_USED),
             logd: Health::good(NOT_USED),
-            services: Some(self.services.get()),
+            services: Some(self.services.tested_now().await),
             addresses: Some(addresses),
             control_plane: Some(self.control_plane.view(listed)),
             ..view_of_process(&self.roots, self.since)

@@ -29,11 +29,16 @@ impl DatapathBackend for FakeKernel {
     fn open(&mut self) -> Result<FakeMaps, Cause> {
         let mut state = self.world.state();
         state.opened += 1;
+        state.lost = false;
         if state.refuse_open {
             return Err("no BPF file system".into());
         }
         drop(state);
         Ok(FakeMaps::new(&self.world))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.world.state().lost
     }
 
     fn shortcomings(&mut self, _maps: &FakeMaps) -> Vec<String> {

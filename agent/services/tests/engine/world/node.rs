@@ -41,6 +41,10 @@ impl ServiceInputs for FakeNode {
         self.world.state().pods.clone()
     }
 
+    fn is_kernel_doubted(&mut self) -> bool {
+        std::mem::take(&mut self.world.state().doubted)
+    }
+
     fn runtime_answers(&self) -> bool {
         self.world.state().runtime
     }
