@@ -10,6 +10,7 @@ mod ask;
 mod client;
 mod connections;
 mod node;
+mod reach;
 mod server;
 
 use anyhow::{Context, Result};
@@ -47,6 +48,8 @@ enum Role {
     Ask(ask::Ask),
     /// Open connections and send datagrams at fixed rates, and count what fails.
     Connections(connections::Connections),
+    /// Dial addresses until each has answered once.
+    Reach(reach::Reach),
     /// Load the node's API.
     #[command(subcommand)]
     Node(node::Node),
@@ -86,6 +89,10 @@ fn run(program: Program) -> Result<()> {
         Role::Connections(connections) => {
             end_with_input();
             connections::run(&connections)
+        }
+        Role::Reach(reach) => {
+            end_with_input();
+            reach::run(&reach)
         }
         Role::Node(node) => {
             end_with_input();

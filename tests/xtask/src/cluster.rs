@@ -8,6 +8,7 @@ mod approval;
 mod audit;
 mod berth;
 mod bootstrap;
+mod cni;
 mod containerd;
 mod control_plane;
 mod daemon_set;
@@ -29,6 +30,7 @@ use berth_harness::{
     tools::{self, Build},
     wait::{self, PATIENCE},
 };
+pub(crate) use cni::Cni;
 pub(crate) use control_plane::Etcd;
 use control_plane::Kubectl;
 pub(crate) use daemon_set::BERTH_IMAGES;
@@ -93,6 +95,9 @@ pub(crate) struct Options {
     /// How kube-proxy carries Services.
     #[arg(long, value_enum, default_value = "nftables")]
     pub(crate) proxy_mode: ProxyMode,
+    /// How the pods of the kubelet's node are attached.
+    #[arg(long, value_enum, default_value = "ptp")]
+    pub(crate) cni: Cni,
 }
 
 /// Modes of kube-proxy.
@@ -126,6 +131,7 @@ impl Options {
             keep: false,
             release: false,
             proxy_mode: ProxyMode::Nftables,
+            cni: Cni::Ptp,
         }
     }
 }
@@ -221,7 +227,7 @@ fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
     let dns = place.write("manifests/coredns.yaml", include_str!("cluster/coredns.yaml"))?;
     let build = if options.release { Build::Release } else { Build::Plain };
     let mode = options.proxy_mode;
-    let of_kubelet = |proxy| kubelet::start(&world, place, bin, proxy).map(|()| Some("kubelet"));
+    let of_kubelet = |proxy| kubelet::start(&world, place, bin, options.cni, proxy).map(|()| Some("kubelet"));
     let daemon = match options.node {
         Node::None => None,
         Node::Kubelet => of_kubelet(kubelet::Proxy::KubeProxy(mode))?,

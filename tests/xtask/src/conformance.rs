@@ -27,6 +27,10 @@ pub(crate) struct Args {
     /// What runs the pods.
     #[arg(long, value_enum, default_value = "kubelet")]
     node: Node,
+    /// Give Services to Berth first, by `deploy/daemonset/services.yaml` and an image, as users do. The results are kept as
+    /// those of `daemon-set`.
+    #[arg(long)]
+    daemon_set: bool,
     /// Directory of the cluster's files; `berth/conformance` of the cache directory where none is named. Runs in several
     /// directories do not meet.
     #[arg(long, value_name = "DIR")]
@@ -48,16 +52,22 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         (None, None) => vec![r"\[Conformance\]".to_owned()],
     };
     ensure!(!focus.is_empty(), "the list names no test");
+    ensure!(!args.daemon_set || args.node == Node::Kubelet, "--daemon-set is for a node of the kubelet");
     setup::for_conformance()?;
     let bin = peers::get(&["e2e.test", "agnhost"])?;
     let dir = tools::dir_or_cached(args.dir.as_deref(), "conformance")?;
     let options = Options { keep: args.keep, ..Options::new(args.node, Etcd::New, Audit::ToNodes) };
     let cluster = cluster::start(&dir, &options)?;
-    let ports = if args.node == Node::Berth { cluster.add_host_ports() } else { Ok(()) };
+    let ports = match args.node {
+        Node::Berth => cluster.add_host_ports(),
+        _ if args.daemon_set => cluster.replace_kube_proxy(),
+        _ => Ok(()),
+    };
+    let name = if args.daemon_set { "daemon-set" } else { args.node.name() };
     let done = ports.and_then(|()| run_tests(&cluster, &bin, &focus)).and_then(|found| {
         ensure!(!found.is_empty(), "no test has such a name");
         let failed = report(&found);
-        keep(args.node, found)?;
+        keep(name, found)?;
         Ok(failed == 0)
     });
     if args.keep && !matches!(done, Ok(true)) {
@@ -121,8 +131,8 @@ fn report(found: &Results) -> usize {
 }
 
 /// Puts the results into the file of this kind of node; the tests that did not run keep theirs.
-fn keep(node: Node, found: Results) -> Result<()> {
-    let path = crate::root().join("tests/conformance").join(format!("{}.txt", node.name()));
+fn keep(name: &str, found: Results) -> Result<()> {
+    let path = crate::root().join("tests/conformance").join(format!("{name}.txt"));
     let mut all = match fs::read_to_string(&path) {
         Ok(text) => results::parse(&text).with_context(|| format!("cannot read {}", path.display()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Results::new(),

@@ -2,7 +2,7 @@
 //! and nothing else. No Docker engine is needed. The same sources and toolchain give the same bytes.
 
 use crate::{out, setup};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use berth_harness::{
     oci::{self, Entry, Image},
     tools,
@@ -57,8 +57,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     Ok(true)
 }
 
-/// Writes an archive with the agent's image under each of the names. Images of two names differ in a label, so that one is the
-/// other's upgrade.
+/// Writes an archive with an image of the agent for each of the names. All after the first have the eBPF programs in an object
+/// of another digest, as another release has: one is the other's upgrade, with programs that are loaded and swapped.
 ///
 /// # Errors
 /// The program does not build, or the archive cannot be written.
@@ -73,16 +73,35 @@ fn write_program(output: &Path, program: &str, names: &[&str], plain: bool) -> R
     }
     let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let labels = |name: &str| json!({"org.opencontainers.image.licenses": "Apache-2.0", "org.opencontainers.image.ref.name": name});
-    let image = |name: &&str| Image {
-        name: (*name).to_owned(),
-        layers: vec![vec![Entry::file(program, 0o755, bytes.clone())]],
-        config: json!({"Entrypoint": [format!("/{program}")], "Labels": labels(name)}),
+    let image = |(number, name): (usize, &&str)| {
+        let bytes = if number == 0 { bytes.clone() } else { with_other_object(&bytes, number)? };
+        Ok(Image {
+            name: (*name).to_owned(),
+            layers: vec![vec![Entry::file(program, 0o755, bytes)]],
+            config: json!({"Entrypoint": [format!("/{program}")], "Labels": labels(name)}),
+        })
     };
-    let images: Vec<Image> = names.iter().map(image).collect();
+    let images = names.iter().enumerate().map(image).collect::<Result<Vec<Image>>>()?;
     oci::write_archive(output, &images).context("cannot write the archive")?;
     let (names, size) = (names.join(", "), bytes.len() / 1024);
     out::line(&format!("{}: {names} with one program of {size} KiB", output.display()));
     Ok(())
+}
+
+/// The program with its eBPF object changed in a byte that nobody reads: the last one of the padding that an ELF file's
+/// identification ends with (`EI_PAD`).
+fn with_other_object(program: &[u8], number: usize) -> Result<Vec<u8>> {
+    const LAST: usize = 15;
+    let path = crate::root().join("ebpf/programs/berth.bpf.o");
+    let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    // The object lies at an aligned address, and the program's file is mapped by pages.
+    let begins = (0..program.len()).step_by(16).filter(|at| program[*at..].starts_with(&object));
+    let found: Vec<usize> = begins.collect();
+    let [at] = found[..] else { bail!("the program holds {} times {}", found.len(), path.display()) };
+    let mut changed = program.to_vec();
+    let byte = changed.get_mut(at + LAST).context("the object is cut")?;
+    *byte = u8::try_from(number).context("so many builds")?;
+    Ok(changed)
 }
 
 /// Builds the program without a dynamic linker: a build of its own, beside that of the tests.

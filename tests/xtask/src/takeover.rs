@@ -2,7 +2,7 @@
 //! connections and datagrams from a pod, from the node and from another machine. None may fail.
 
 use crate::{
-    cluster::{self, AGENT, Audit, BERTH_IMAGES, Cluster, Etcd, KUBE_PROXY, Node, Options, ProxyMode},
+    cluster::{self, AGENT, Audit, BERTH_IMAGES, Cluster, Cni, Etcd, KUBE_PROXY, Node, Options, ProxyMode},
     out,
 };
 use anyhow::{Context, Result, ensure};
@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// How kube-proxy carries Services.
     #[arg(long, value_enum, default_value = "nftables")]
     proxy_mode: ProxyMode,
+    /// How pods are attached.
+    #[arg(long, value_enum, default_value = "ptp")]
+    cni: Cni,
     /// Take over by `deploy/daemonset/services.yaml` and an image, as users do, and upgrade by a rollout; without it the
     /// agent is a process of the node, which is killed.
     #[arg(long)]
@@ -65,6 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let options = Options {
         keep: args.keep,
         proxy_mode: args.proxy_mode,
+        cni: args.cni,
         ..Options::new(Node::Kubelet, Etcd::Old, Audit::ToNodes)
     };
     let cluster = cluster::start(&dir, &options)?;
@@ -100,7 +104,7 @@ fn rounds(cluster: &Cluster, load: &Path, args: &Args) -> Result<bool> {
 }
 
 /// The network namespace of a pod, by a process of its cgroup.
-fn pod_network(uid: &str) -> Result<PathBuf> {
+pub(crate) fn pod_network(uid: &str) -> Result<PathBuf> {
     let uid = uid.trim();
     let processes = fs::read_dir("/proc").context("cannot read /proc")?.flatten().map(|entry| entry.path());
     let mut of_pod = processes

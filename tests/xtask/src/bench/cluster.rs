@@ -9,6 +9,7 @@ pub(super) mod node_api;
 mod pods;
 pub(super) mod pulls;
 mod services;
+pub(super) mod services_only;
 
 use super::Figure;
 use crate::{
@@ -60,20 +61,21 @@ type Both<'a> = [&'a JoinedNode; 2];
 
 /// Measures on a cluster of this run's own.
 pub(super) fn run(amount: &Amount) -> Result<Vec<Figure>> {
-    with_cluster("bench", Audit::OfNodes, |cluster, nodes| measure(cluster, nodes, amount))
+    with_cluster("bench", Audit::OfNodes, NODES, |cluster, nodes| measure(cluster, nodes, amount))
 }
 
 /// Starts a cluster in this directory of the cache with both nodes, measures, and ends it.
 fn with_cluster(
     dir: &str,
     audit: Audit,
+    nodes: [(&'static str, Node); 2],
     measure: impl FnOnce(&Cluster, [JoinedNode; 2]) -> Result<Vec<Figure>>,
 ) -> Result<Vec<Figure>> {
     out::timed("build berth, optimised", || tools::programs(Build::Release))?;
     let dir = tools::cache()?.join(dir);
     let options = Options { release: true, ..Options::new(Node::None, Etcd::New, audit) };
     let cluster = cluster::start(&dir, &options)?;
-    let measured = NODES
+    let measured = nodes
         .iter()
         .map(|(name, kind)| {
             cluster.join(*kind, name, Build::Release).with_context(|| format!("cannot join {name}"))
@@ -212,7 +214,7 @@ fn idle_nodes(cluster: &Cluster, api: &Api, nodes: [&JoinedNode; 2], amount: &Am
 
 fn many_services(cluster: &Cluster, api: &Api, berth: &JoinedNode, amount: &Amount) -> Result<Vec<Figure>> {
     out::timed(&format!("make {SERVICES} Services"), || services::make(api, 0, SERVICES))?;
-    let changes = services::changes(api, berth, amount.rounds.max(100))?;
+    let changes = services::changes(api, berth, "10.96.255.1", amount.rounds.max(100), Duration::ZERO)?;
     out::timed(&format!("make {} Services", MANY_SERVICES - SERVICES), || {
         services::make(api, SERVICES, MANY_SERVICES)
     })?;

@@ -113,6 +113,18 @@ pub(super) fn start_services(world: &World, place: &Place, build: Build) -> Resu
     })
 }
 
+/// Removes the hooks and tables of an agent that does not run.
+///
+/// # Errors
+/// `berth reset` fails.
+pub(super) fn reset_services(world: &World, place: &Place, build: Build) -> Result<()> {
+    let berth = tools::programs(build)?.join("berth");
+    let roots = place.dir.join("roots.json");
+    let words = [&berth, Path::new("--roots"), &roots, Path::new("reset")];
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    world.run(&words.iter().map(AsRef::as_ref).collect::<Vec<&str>>()).map(drop)
+}
+
 /// Gives the pods that start from now on a network with host ports, by the reference plugin.
 ///
 /// # Errors

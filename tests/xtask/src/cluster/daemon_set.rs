@@ -1,12 +1,13 @@
 //! `deploy/daemonset/services.yaml` on the cluster: the agent in kube-proxy's place as users run it, from an image, with the
 //! paths of a normal node.
 
-use super::{Cluster, containerd::ctr, place::SERVICES};
+use super::{Cluster, KUBE_PROXY, containerd::ctr, place::SERVICES};
 use crate::image;
 use anyhow::{Context, Result, ensure};
+use berth_harness::wait::{self, PATIENCE};
 use std::fs;
 
-/// Names of two images with the same program: one is the other's upgrade.
+/// Names of two images, of two builds of the program: one is the other's upgrade, whose eBPF programs are loaded anew.
 pub(crate) const BERTH_IMAGES: [&str; 2] = ["berth.dev/berth:dev", "berth.dev/berth:next"];
 
 /// The DaemonSet of the manifest.
@@ -38,6 +39,20 @@ impl Cluster {
         let manifest = self.manifest("services.yaml", &marked)?;
         self.apply("berth-services", &manifest)?;
         self.is_rolled_out(NAME)
+    }
+
+    /// Gives Services to the DaemonSet, and waits until kube-proxy and its rules are gone.
+    ///
+    /// # Errors
+    /// As [`Cluster::import_berth`] and [`Cluster::roll_out_daemon_set`], or the rules stay.
+    pub(crate) fn replace_kube_proxy(&self) -> Result<()> {
+        self.import_berth()?;
+        self.roll_out_daemon_set()?;
+        self.kill(KUBE_PROXY)?;
+        wait::ok("kube-proxy's rules are removed", 2 * PATIENCE, || {
+            ensure!(!self.run(&["nft", "list", "tables"])?.contains("kube-proxy"), "there are some");
+            Ok(())
+        })
     }
 
     /// Gives the pod another image, and waits until it is ready with it.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use berth_harness::{
     cgroup,
     process::Process,
-    tools::{self, Build},
+    tools::Build,
     wait::{self, PATIENCE},
 };
 use std::{
@@ -134,11 +134,7 @@ impl Cluster {
     /// # Errors
     /// `berth reset` fails.
     pub(crate) fn reset_services(&self) -> Result<()> {
-        let berth = tools::programs(Build::Plain)?.join("berth");
-        let roots = self.file("roots.json");
-        let words = [&berth, Path::new("--roots"), &roots, Path::new("reset")];
-        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-        self.run(&words.iter().map(AsRef::as_ref).collect::<Vec<&str>>()).map(drop)
+        berth::reset_services(&self.world, &self.place, Build::Plain)
     }
 
     /// Address of the node and of the API server.

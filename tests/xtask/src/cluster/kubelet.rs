@@ -2,14 +2,14 @@
 //! stand in kube-proxy's place.
 
 use super::{
-    ProxyMode, berth,
+    Cni, ProxyMode, berth, cni,
     containerd::{self, SOCKET},
-    place::{DNS, NODE_PODS, PODS, Place},
+    place::{DNS, PODS, Place},
     world::World,
 };
 use crate::{out, setup};
-use anyhow::{Context, Result, ensure};
-use berth_harness::tools::{self, Build};
+use anyhow::{Context, Result};
+use berth_harness::tools::Build;
 use std::{fs, path::Path};
 
 /// Programs of the node that the peers have.
@@ -31,17 +31,10 @@ pub(super) enum Proxy {
 ///
 /// # Errors
 /// A program is missing or does not start.
-pub(super) fn start(world: &World, place: &Place, bin: &Path, proxy: Proxy) -> Result<()> {
+pub(super) fn start(world: &World, place: &Place, bin: &Path, network: Cni, proxy: Proxy) -> Result<()> {
     out::timed("start containerd and import the images", || {
-        let tools = tools::dir()?;
-        for plugin in ["ptp", "host-local", "loopback", "portmap"] {
-            ensure!(
-                tools.join(plugin).is_file(),
-                "the CNI plugin {plugin} is missing: run `cargo xtask setup`"
-            );
-        }
-        place.write("cni/10-berth.conflist", &conflist(place))?;
-        containerd::start(world, place, bin, &tools)
+        let plugins = cni::prepare(world, place, network)?;
+        containerd::start(world, place, bin, &plugins)
     })?;
     out::timed("start the kubelet", || {
         place.write("resolv.conf", "")?;
@@ -75,17 +68,6 @@ fn start_kube_proxy(world: &World, place: &Place, bin: &Path, mode: ProxyMode) -
         let config = place.write("kube-proxy.yaml", &proxy_config(place, mode))?;
         world.spawn("kube-proxy", &bin.join("kube-proxy"), &[format!("--config={}", config.display())])
     })
-}
-
-fn conflist(place: &Place) -> String {
-    format!(
-        r#"{{"cniVersion": "1.0.0", "name": "berth-cluster", "plugins": [
-{{"type": "ptp", "ipam": {{"type": "host-local", "dataDir": "{}/cni-data", "ranges": [[{{"subnet": "{NODE_PODS}"}}]],
-  "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
-{{"type": "portmap", "capabilities": {{"portMappings": true}}, "backend": "nftables"}}]}}
-"#,
-        place.dir.display()
-    )
 }
 
 fn kubelet_config(place: &Place) -> String {

@@ -1,9 +1,9 @@
 //! Further nodes of a cluster, each in namespaces of its own, so that several kinds of node have one control plane.
 
-use super::{Cluster, Node, ProxyMode, berth, condition, kubelet, pki, place::Place, world::World};
+use super::{Cluster, Cni, Node, ProxyMode, berth, condition, kubelet, pki, place::Place, world::World};
 use crate::{out, peers};
 use anyhow::{Context, Result, bail};
-use berth_harness::{process, process::Process, tools::Build};
+use berth_harness::{cgroup, process, process::Process, tools::Build};
 use std::{
     collections::BTreeMap,
     fs,
@@ -40,7 +40,7 @@ impl Cluster {
                     Node::Services => kubelet::Proxy::Berth(build),
                     _ => kubelet::Proxy::KubeProxy(ProxyMode::Nftables),
                 };
-                kubelet::start(&world, &place, &bin, proxy).map(|()| "kubelet")?
+                kubelet::start(&world, &place, &bin, Cni::Ptp, proxy).map(|()| "kubelet")?
             }
             Node::Berth => {
                 let bin = peers::get(&berth::PROGRAMS)?;
@@ -74,6 +74,57 @@ impl JoinedNode {
     /// The directory of the tools is unknown.
     pub(crate) fn command(&self) -> Result<Command> {
         self.world.enter()
+    }
+
+    /// Kills a daemon of the node by SIGKILL.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub(crate) fn kill(&self, name: &str) -> Result<()> {
+        self.world.kill(name)
+    }
+
+    /// Starts a daemon of the node that was killed.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(crate) fn start(&self, name: &str) -> Result<()> {
+        self.world.start(name)
+    }
+
+    /// The process of a daemon; `None` where it does not run.
+    pub(crate) fn daemon(&self, name: &str) -> Option<Process> {
+        self.world.process(name)
+    }
+
+    /// Runs a command in the node's namespaces and returns its standard output.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub(crate) fn run(&self, args: &[&str]) -> Result<String> {
+        self.world.run(args)
+    }
+
+    /// Removes the hooks and tables of an agent of Services alone that does not run.
+    ///
+    /// # Errors
+    /// `berth reset` fails.
+    pub(crate) fn reset_services(&self, build: Build) -> Result<()> {
+        berth::reset_services(&self.world, &self.place, build)
+    }
+
+    /// File of the node's network namespace, as this machine sees it.
+    pub(crate) fn network(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.world.init().pid).into()
+    }
+
+    /// The cgroup of the node's processes, whose sockets have the agent's hooks.
+    ///
+    /// # Errors
+    /// The machine has no cgroup2 hierarchy.
+    pub(crate) fn hooked_cgroup(&self) -> Result<PathBuf> {
+        let v2 = cgroup::v2().context("this machine has no cgroup2 hierarchy")?;
+        Ok(v2.join(&self.place.cgroup).join("system"))
     }
 
     /// Path of a file in the node's namespaces, as this machine sees it.

@@ -51,7 +51,7 @@ pub(in crate::bench) struct Amount<'a> {
 
 /// Measures on a cluster of this run's own.
 pub(in crate::bench) fn run(amount: &Amount) -> Result<Vec<Figure>> {
-    with_cluster("bench-node-api", Audit::ToNodes, |cluster, nodes| {
+    with_cluster("bench-node-api", Audit::ToNodes, NODES, |cluster, nodes| {
         measure(cluster, nodes.each_ref(), amount)
     })
 }

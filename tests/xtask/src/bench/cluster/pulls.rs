@@ -23,7 +23,7 @@ const LAYER: usize = 1 << 20;
 
 /// Measures on a cluster of this run's own.
 pub(in crate::bench) fn run(load: &str) -> Result<Figure> {
-    with_cluster("bench-pull", Audit::OfNodes, |cluster, nodes| {
+    with_cluster("bench-pull", Audit::OfNodes, NODES, |cluster, nodes| {
         let api = Api::start(cluster)?;
         let mut took = Vec::new();
         for (n, node) in nodes.iter().enumerate() {

@@ -23,9 +23,6 @@ const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslice
 /// Threads that make objects.
 const MAKERS: usize = 4;
 
-/// Name and ClusterIP of the Service whose endpoint changes.
-const CHANGING: (&str, &str) = ("changing", "10.96.255.1");
-
 /// Makes the Services `from..to` with ten endpoints each.
 pub(super) fn make(api: &Api, from: usize, to: usize) -> Result<()> {
     thread::scope(|scope| {
@@ -47,7 +44,8 @@ pub(super) fn make(api: &Api, from: usize, to: usize) -> Result<()> {
     })
 }
 
-fn make_one(api: &Api, name: &str, ip: Option<&str>, addresses: &[String]) -> Result<()> {
+/// Makes a Service with these endpoints.
+pub(super) fn make_one(api: &Api, name: &str, ip: Option<&str>, addresses: &[String]) -> Result<()> {
     let mut service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"port": 80}]},
     });
@@ -71,31 +69,39 @@ fn endpoints(addresses: &[String]) -> serde_json::Value {
 fn servers(api: &Api, node: &JoinedNode) -> Result<Vec<(String, String)>> {
     let events = api.watch(PODS)?;
     let mut all = Vec::new();
-    for name in ["server-a", "server-b"] {
-        let mut pod = manifest(name, node.name(), "server");
+    for letter in ["a", "b"] {
+        let name = format!("server-{letter}-{}", node.name());
+        let mut pod = manifest(&name, node.name(), "server");
         pod["spec"]["containers"][0]["command"] =
             json!(["sh", "-c", "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"]);
         pod["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"port": 80}, "periodSeconds": 1});
         api.request("POST", PODS, &pod.to_string())?;
         let mut address = String::new();
         follow(&events, "a server is Ready", |event| {
-            let found = event.object["metadata"]["name"] == name && is_ready(&event.object);
+            let found = event.object["metadata"]["name"] == *name && is_ready(&event.object);
             if found {
                 address = event.object["status"]["podIP"].as_str().unwrap_or_default().to_owned();
             }
             found
         })?;
-        all.push((name.to_owned(), address));
+        all.push((name, address));
     }
     Ok(all)
 }
 
-/// Times from the answer to a PATCH of an EndpointSlice to the first answer of the new backend, in milliseconds.
-pub(super) fn changes(api: &Api, node: &JoinedNode, rounds: usize) -> Result<Vec<f64>> {
+/// Times from the answer to a PATCH of an EndpointSlice to the first answer of the new backend, in milliseconds. The Service
+/// is made with this address; `pause` is the time between two changes.
+pub(super) fn changes(
+    api: &Api,
+    node: &JoinedNode,
+    ip: &str,
+    rounds: usize,
+    pause: Duration,
+) -> Result<Vec<f64>> {
     let servers = servers(api, node)?;
-    let (name, ip) = CHANGING;
+    let changing = format!("changing-{}", node.name());
     let first = servers.first().context("no server")?;
-    make_one(api, name, Some(ip), std::slice::from_ref(&first.1))?;
+    make_one(api, &changing, Some(ip), std::slice::from_ref(&first.1))?;
     let asking = format!(
         "while :; do exec 3<>/dev/tcp/{ip}/80 || continue; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; mapfile -t all <&3; \
          exec 3<&-; echo \"${{all[-1]}}\"; done"
@@ -128,8 +134,9 @@ pub(super) fn changes(api: &Api, node: &JoinedNode, rounds: usize) -> Result<Vec
         answered(&first.0, Instant::now())?;
         for round in 1..=rounds {
             let Some((name, address)) = servers.get(round % servers.len()) else { continue };
+            thread::sleep(pause);
             let patch = json!({"endpoints": endpoints(std::slice::from_ref(address))});
-            api.request("PATCH", &format!("{SLICES}/{}", CHANGING.0), &patch.to_string())?;
+            api.request("PATCH", &format!("{SLICES}/{changing}"), &patch.to_string())?;
             let patched = Instant::now();
             times.push(millis(answered(name, patched)?.saturating_duration_since(patched)));
         }
