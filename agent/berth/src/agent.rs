@@ -240,7 +240,11 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         verification: args.images.verification().map_err(anyhow::Error::msg)?,
     };
     let registration = csi::start(&roots);
-    let drivers = CsiDrivers::new(csi::find(registration.plugins()), tokio::runtime::Handle::current());
+    let drivers = CsiDrivers::new(
+        csi::find(registration.plugins()),
+        tokio::runtime::Handle::current(),
+        control_plane.as_ref().map(ControlPlane::volumes),
+    );
     let volumes = Volumes::new(&roots).with_drivers(drivers);
     let executor = Arc::new(NodeExecutor::new(
         config,

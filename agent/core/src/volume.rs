@@ -5,6 +5,7 @@
 mod attachable;
 pub mod bind;
 mod describe;
+pub mod in_use;
 mod resolve;
 pub mod steps;
 

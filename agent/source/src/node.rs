@@ -65,8 +65,9 @@ pub struct NodeReport {
     pub port: Option<u16>,
     /// The images on the node, in any order and number.
     pub images: Vec<NodeImage>,
-    /// `volumesInUse`: the attached volumes that pods use or are about to use.
-    pub volumes_in_use: BTreeSet<String>,
+    /// `volumesInUse`: the attached volumes that pods use or are about to use. `None` while that is unknown: what the
+    /// API server has stays, because a controller may detach what is missing.
+    pub volumes_in_use: Option<BTreeSet<String>>,
     /// `runtimeHandlers`.
     pub handlers: Vec<RuntimeHandler>,
     /// `features.supplementalGroupsPolicy`: whether the node obeys the field of that name.
@@ -218,8 +219,8 @@ pub fn node_status(report: &NodeReport, now: Wall) -> Value {
         "runtimeHandlers": handlers,
         "features": { "supplementalGroupsPolicy": report.supplemental_groups_policy },
     });
-    if !report.volumes_in_use.is_empty() {
-        status["volumesInUse"] = json!(report.volumes_in_use);
+    if let Some(volumes) = report.volumes_in_use.as_ref().filter(|volumes| !volumes.is_empty()) {
+        status["volumesInUse"] = json!(volumes);
     }
     // Where the node serves streams, the API server need not translate a client's WebSocket.
     if report.port.is_some() {

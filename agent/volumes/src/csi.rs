@@ -8,7 +8,10 @@
 //!
 //! One piece of work on a volume at a time, also for several pods ([`locks`]). Each call of a driver has a deadline and
 //! runs on the thread of its pod, so that a driver that hangs holds up the pods that use it alone.
+//!
+//! A volume that a control plane attaches is touched only once the Node's status lists it ([`listing`]).
 
+mod listing;
 mod locks;
 mod marks;
 mod mount;
@@ -17,12 +20,14 @@ mod record;
 mod unmount;
 
 use crate::Error;
+use berth_core::ids::PodUid;
 use berth_csi_client::{Driver, DriverName, NodeCapabilities};
+pub(crate) use listing::WAIT as LISTING_WAIT;
 use locks::Locks;
 pub(crate) use mount::CsiVolumeSpec;
 pub(crate) use paths::CsiPaths;
-use std::{fmt, sync::Arc};
-use tokio::runtime::Handle;
+use std::{collections::BTreeSet, fmt, sync::Arc};
+use tokio::{runtime::Handle, sync::watch};
 
 /// The CSI drivers of the node, and the runtime on which their calls run.
 #[derive(Clone, Default)]
@@ -31,10 +36,17 @@ pub struct CsiDrivers(Option<Arc<Inner>>);
 /// Finds a registered driver, and what its node service can do.
 pub type FindDriver = Box<dyn Fn(&DriverName) -> Option<(Driver, NodeCapabilities)> + Send + Sync>;
 
+/// What a control plane has of the node's volumes.
+pub struct ControlPlane {
+    /// The attached volumes that the API server's Node lists as in use and that the node goes on to list.
+    pub listed: watch::Receiver<Arc<BTreeSet<String>>>,
+}
+
 struct Inner {
     find: FindDriver,
     runtime: Handle,
     locks: Locks,
+    control_plane: Option<ControlPlane>,
 }
 
 impl fmt::Debug for CsiDrivers {
@@ -45,8 +57,9 @@ impl fmt::Debug for CsiDrivers {
 
 impl CsiDrivers {
     /// The registered drivers, called on that runtime. The callers of volumes must not be tasks of it.
-    pub fn new(find: FindDriver, runtime: Handle) -> CsiDrivers {
-        CsiDrivers(Some(Arc::new(Inner { find, runtime, locks: Locks::default() })))
+    /// Without a control plane nobody attaches volumes.
+    pub fn new(find: FindDriver, runtime: Handle, control_plane: Option<ControlPlane>) -> CsiDrivers {
+        CsiDrivers(Some(Arc::new(Inner { find, runtime, locks: Locks::default(), control_plane })))
     }
 
     /// The driver of that name.
@@ -63,10 +76,21 @@ impl CsiDrivers {
         self.0.as_ref()?.locks.turn(key, locks::WAIT)
     }
 
+    /// Waits until nobody works on the volume for that pod: what a pod does with a volume outside of the volume's turn
+    /// is its own as well. It is asked for before the volume's turn.
+    fn lock_of_pod(&self, key: &str, pod: &PodUid) -> Option<locks::Turn<'_>> {
+        self.lock(&of_pod(key, pod))
+    }
+
     /// The turn of one volume, if nobody has it.
     fn try_lock(&self, key: &str) -> Option<locks::Turn<'_>> {
         self.0.as_ref()?.locks.turn(key, std::time::Duration::ZERO)
     }
+}
+
+/// The key of a pod's own work on a volume.
+fn of_pod(key: &str, pod: &PodUid) -> String {
+    format!("{key}/{pod}")
 }
 
 /// A registered driver that blocking code can call.

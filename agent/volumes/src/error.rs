@@ -108,6 +108,12 @@ pub enum Error {
         /// The volume's id.
         handle: String,
     },
+    /// The Node's status does not list the volume yet, which a control plane attaches.
+    #[error("Volume has not been added to the list of VolumesInUse in the node's volume status")]
+    NotListed {
+        /// The volume's name in the Node's status.
+        volume: String,
+    },
     /// Another pod has the volume, which one pod alone may have.
     #[error("volume uses the ReadWriteOncePod access mode and is already in use by another pod")]
     InUse,
@@ -346,6 +352,15 @@ impl Error {
         }
     }
 
+    /// The name of the volume that the Node's status has to list first, if that is the error.
+    pub(crate) fn not_listed(&self) -> Option<&str> {
+        match self {
+            Error::NotListed { volume } => Some(volume),
+            Error::Persistent { error, .. } => error.not_listed(),
+            _ => None,
+        }
+    }
+
     /// The volume that the error is about, if it is a single one.
     pub fn volume(&self) -> Option<&VolumeName> {
         match self {
@@ -373,6 +388,7 @@ impl Error {
             | Error::Csi { .. }
             | Error::CsiUse { .. }
             | Error::Busy { .. }
+            | Error::NotListed { .. }
             | Error::InUse
             | Error::Unmounted { .. }
             | Error::ImageVolume { .. }

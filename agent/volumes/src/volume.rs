@@ -1,7 +1,7 @@
 //! Setting up a pod's volumes and keeping their files current.
 
 use crate::{
-    Error, PodFacts, Volumes, atomic, inputs::VolumeInputs, kinds::plugin_of, layout::NODE_DIR, metrics, os,
+    Error, PodFacts, Volumes, atomic, csi::LISTING_WAIT, inputs::VolumeInputs, kinds::plugin_of, layout::NODE_DIR, metrics, os,
 };
 use berth_core::{
     ids::VolumeName,
@@ -9,6 +9,14 @@ use berth_core::{
     volume::ResolveError,
 };
 use std::time::Instant;
+
+/// What all volumes of a pod are set up from.
+#[derive(Clone, Copy)]
+struct PodInputs<'a> {
+    pod: &'a Pod,
+    facts: &'a PodFacts,
+    objects: &'a Objects,
+}
 
 impl Volumes {
     /// Sets up all volumes that a container of the pod mounts. A volume that is set up stays as it is, but for files from
@@ -18,19 +26,46 @@ impl Volumes {
     pub fn mount(&self, pod: &Pod, facts: &PodFacts, objects: &Objects) -> Result<(), Error> {
         let dir = self.pod_dir(&pod.uid);
         os::make_dirs(&dir, NODE_DIR).map_err(Error::io("create", dir))?;
+        let inputs = PodInputs { pod, facts, objects };
         let mut failed = Failed::default();
+        let mut waiting = Vec::new();
         for volume in pod.mounted_volumes() {
-            let begun = Instant::now();
-            let mounted = self.mount_one(pod, volume, facts, objects);
-            metrics::count_mount(&volume.source, begun.elapsed(), mounted.is_err());
-            if let Err(e) = mounted {
-                let e = e.in_volume(&volume.name);
-                // Only the caller knows whether the error is new: this line may come with every retry.
-                tracing::debug!(pod = %pod.key, volume = %volume.name, error = e.message(), "cannot set up the volume");
-                failed.add(&volume.name, e);
-            }
+            waiting.extend(self.try_mount(inputs, volume, &mut failed).map(|name| (volume, name)));
+        }
+        // Nothing else of the pod waits for the Node's status.
+        let end = Instant::now() + LISTING_WAIT;
+        let names = |waiting: &[(&Volume, String)]| -> Vec<String> {
+            waiting.iter().map(|(_, name)| name.clone()).collect()
+        };
+        while !waiting.is_empty() && self.csi.wait_listed(&names(&waiting), end) {
+            let again = std::mem::take(&mut waiting).into_iter();
+            waiting = again
+                .filter_map(|(volume, _)| Some((volume, self.try_mount(inputs, volume, &mut failed)?)))
+                .collect();
+        }
+        for (volume, name) in waiting {
+            failed.add(&volume.name, Error::NotListed { volume: name });
         }
         failed.into_result()
+    }
+
+    /// Sets a volume up. Returns its name in the Node's status, where that has to list it first.
+    fn try_mount(&self, inputs: PodInputs<'_>, volume: &Volume, failed: &mut Failed) -> Option<String> {
+        let PodInputs { pod, facts, objects } = inputs;
+        let begun = Instant::now();
+        let mounted = self.mount_one(pod, volume, facts, objects);
+        let waits = mounted.as_ref().err().and_then(Error::not_listed).map(str::to_owned);
+        if waits.is_some() {
+            return waits;
+        }
+        metrics::count_mount(&volume.source, begun.elapsed(), mounted.is_err());
+        if let Err(e) = mounted {
+            let e = e.in_volume(&volume.name);
+            // Only the caller knows whether the error is new: this line may come with every retry.
+            tracing::debug!(pod = %pod.key, volume = %volume.name, error = e.message(), "cannot set up the volume");
+            failed.add(&volume.name, e);
+        }
+        None
     }
 
     /// Brings files that come from ConfigMaps, Secrets and facts about the pod up to date, in volumes that are set up.
@@ -105,6 +140,9 @@ impl Failed {
                 ResolveError::OtherNode { .. } | ResolveError::Unknown { .. } => {}
             }
         }
+        if error.not_listed().is_some() {
+            self.unattached.push(volume.clone());
+        }
         self.first.get_or_insert(error);
     }
 
@@ -115,6 +153,9 @@ impl Failed {
             Some(Error::Claim { volume, error }) if !matches!(*error, ResolveError::OtherNode { .. }) => {
                 let error = Box::new(Error::Claim { volume, error });
                 Err(Error::Unmounted { unmounted, unattached, failed, error })
+            }
+            Some(error) if error.not_listed().is_some() => {
+                Err(Error::Unmounted { unmounted, unattached, failed, error: Box::new(error) })
             }
             Some(other) => Err(other),
         }

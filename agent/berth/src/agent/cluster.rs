@@ -61,6 +61,8 @@ pub(crate) struct ControlPlane {
     client: ClientCertificate,
     serving: ServingTls,
     serving_store: Store,
+    /// The volumes that the node and the API server's Node list as in use.
+    listed_volumes: watch::Sender<Arc<BTreeSet<String>>>,
 }
 
 /// The parts of the agent on which the node's reports are made.
@@ -81,7 +83,7 @@ pub(crate) struct Facts {
 pub(crate) struct Publishing {
     _source: ClusterSource,
     _node: NodeTasks,
-    _tasks: [Task; 9],
+    _tasks: [Task; 10],
     _serving: Option<Task>,
 }
 
@@ -106,7 +108,19 @@ impl ControlPlane {
         }
         let (unpublished, node) = (Unpublished::default(), NewestNode::default());
         let serving_store = Store::server(&roots.pki_dir());
-        Ok(ControlPlane { pool, api, source, unpublished, node, events, client, serving, serving_store })
+        let listed_volumes = watch::channel(Arc::default()).0;
+        Ok(ControlPlane {
+            pool,
+            api,
+            source,
+            unpublished,
+            node,
+            events,
+            client,
+            serving,
+            serving_store,
+            listed_volumes,
+        })
     }
 
     /// The connections.
@@ -117,6 +131,11 @@ impl ControlPlane {
     /// Where events are reported.
     pub(crate) fn events(&self) -> Events {
         self.events.clone()
+    }
+
+    /// What volumes of CSI drivers need of the control plane.
+    pub(crate) fn volumes(&self) -> berth_volumes::ControlPlane {
+        berth_volumes::ControlPlane { listed: self.listed_volumes.subscribe() }
     }
 
     /// The node's own object.
@@ -184,9 +203,11 @@ impl ControlPlane {
         );
         let pods = pods::start(self.pool, limit, self.api, Arc::clone(&facts.status), self.unpublished);
         let following = Task::spawn(follow_node_object(node.newest(), facts.node_object.clone()));
-        let (in_use, using) = volumes_in_use::start(facts.sources.clone(), facts.volumes.clone());
+        let (sources, volumes) = (facts.sources.clone(), facts.volumes.clone());
+        let (in_use, [using, listing]) =
+            volumes_in_use::start(sources, volumes, node.newest(), self.listed_volumes);
         let observing = Task::spawn(observe(facts, in_use, reports));
-        let tasks = [client, lease, pods, sending, mirrors, following, observing, csi_node, using];
+        let tasks = [client, lease, pods, sending, mirrors, following, observing, csi_node, using, listing];
         Publishing { _source: self.source, _node: node, _tasks: tasks, _serving: serving }
     }
 }
@@ -194,7 +215,7 @@ impl ControlPlane {
 /// Reports on the node at the times of [`pace`] and when its addresses change.
 async fn observe(
     facts: Facts,
-    mut in_use: watch::Receiver<BTreeSet<String>>,
+    mut in_use: volumes_in_use::InUse,
     reports: watch::Sender<Option<Arc<NodeReport>>>,
 ) {
     let Facts { boot, mut node, api, port, .. } = facts;

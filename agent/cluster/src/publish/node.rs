@@ -371,7 +371,13 @@ fn node_path(name: &NodeName, below: &str) -> String {
 
 /// The patch of the Node's status; `None` where there is nothing to send.
 fn status_patch(node: &Value, report: &NodeReport, heartbeat: Heartbeat, now: Wall) -> Option<Value> {
-    patch::node_status(&node["status"], &node_status(report, now), heartbeat)
+    let mut wanted = node_status(report, now);
+    if report.volumes_in_use.is_none()
+        && let Some(known) = node.pointer("/status/volumesInUse")
+    {
+        wanted["volumesInUse"] = known.clone();
+    }
+    patch::node_status(&node["status"], &wanted, heartbeat)
 }
 
 #[cfg(test)]

@@ -82,6 +82,11 @@ pub enum StepResult {
 }
 
 impl VolumeState {
+    /// Whether a call that makes the volume usable has succeeded.
+    pub fn is_in_use(&self) -> bool {
+        self.staged == Progress::Done || self.published.values().any(|at| *at == Progress::Done)
+    }
+
     /// Takes that a step begins. From here on until its result it counts as uncertain.
     pub fn begin(&mut self, step: &VolumeStep) {
         self.end(step, StepResult::Uncertain);

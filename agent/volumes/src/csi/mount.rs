@@ -99,19 +99,20 @@ impl Volumes {
     pub(crate) fn mount_csi(&self, spec: &CsiVolumeSpec, pod: &Pod) -> Result<(), Error> {
         let paths = self.csi_paths(spec);
         let driver = self.csi.driver(&spec.driver, STAGE)?;
-        let _turn = self
-            .csi
-            .lock(&paths.key)
-            .ok_or_else(|| Error::Busy { driver: spec.driver.clone(), handle: spec.handle.clone() })?;
+        let busy = || Error::Busy { driver: spec.driver.clone(), handle: spec.handle.clone() };
+        let _own = self.csi.lock_of_pod(&paths.key, &pod.uid).ok_or_else(busy)?;
+        let turn = self.csi.lock(&paths.key).ok_or_else(busy)?;
         let failed_to_read = |e| Error::io("read the state of", &paths.staging)(e);
-        if spec.one_pod && !self.users(&spec.record(pod), Some(&pod.uid)).map_err(failed_to_read)?.is_empty()
-        {
+        let record = spec.record(pod);
+        if spec.one_pod && !self.users(&record, Some(&pod.uid)).map_err(failed_to_read)?.is_empty() {
             return Err(Error::InUse);
         }
         let stages = driver.capabilities.stage_unstage && !spec.ephemeral;
         let wanted = VolumeWanted { pods: [pod.uid.clone()].into(), stages };
         let mut state = self.csi_state(&paths, &pod.uid).map_err(failed_to_read)?;
+        let mut published = false;
         while let Some(step) = next_step(&wanted, &state) {
+            self.csi.check_listed(&record, state.is_in_use())?;
             let before = state.clone();
             state.begin(&step);
             match step {
@@ -119,13 +120,33 @@ impl Volumes {
                 VolumeStep::Publish(_) => {
                     let known = before.published.get(&pod.uid).copied().unwrap_or_default();
                     self.publish(spec, &driver, (&paths, stages), pod, known)?;
+                    published = true;
                 }
                 // Others' parts are not in the state, and this pod wants its own.
                 VolumeStep::Unpublish(_) | VolumeStep::Unstage => break,
             }
             state.finish(&before, &step, StepResult::Done);
         }
-        Ok(())
+        // A walk over many files holds up this pod alone. Its record keeps the volume staged meanwhile.
+        drop(turn);
+        if published { self.finish_publishing(spec, &driver, &paths, pod) } else { Ok(()) }
+    }
+
+    /// What the node itself does with a volume that the driver has published.
+    fn finish_publishing(
+        &self,
+        spec: &CsiVolumeSpec,
+        driver: &CallableDriver,
+        paths: &CsiPaths,
+        pod: &Pod,
+    ) -> Result<(), Error> {
+        let target = paths.target(&self.pod_dir(&pod.uid), &pod.uid);
+        let group = spec.fs_group.filter(|_| !driver.capabilities.volume_mount_group);
+        if let (VolumeMode::Filesystem, Some(gid)) = (spec.mode, group) {
+            let root = os::open_dir(&target).map_err(Error::io("open", &target))?;
+            fs_group::apply(&root, &target, gid, pod.security.fs_group_on_root_mismatch)?;
+        }
+        paths.set_mark(Mark::Published(&pod.uid), Progress::Done).map_err(Error::io("prepare", &target))
     }
 
     /// Publishes again what is published: the driver brings it up to date (`requiresRepublish`).
@@ -226,11 +247,8 @@ impl Volumes {
         }
         if spec.mode == VolumeMode::Block {
             link_device(&paths.pod_volume_dir(&pod_dir), &target).map_err(failed)?;
-        } else if let Some(gid) = spec.fs_group.filter(|_| !driver.capabilities.volume_mount_group) {
-            let root = os::open_dir(&target).map_err(Error::io("open", &target))?;
-            fs_group::apply(&root, &target, gid, pod.security.fs_group_on_root_mismatch)?;
         }
-        paths.set_mark(Mark::Published(&pod.uid), Progress::Done).map_err(failed)
+        Ok(())
     }
 
     fn call_publish(

@@ -7,13 +7,18 @@ use berth_csi_client::{
     Call, Code, Deadlines,
     testing::{Answer, Entry, Fault, Options, Outcome, TestDriver},
 };
-use std::{collections::BTreeMap, path::Path, time::Duration};
-use tokio::runtime::Runtime;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+use tokio::{runtime::Runtime, sync::watch};
 
 struct World {
     node: Node,
     driver: TestDriver,
     objects: Objects,
+    listed: watch::Sender<Arc<BTreeSet<String>>>,
     _runtime: Runtime,
     // Dropped last: the driver's directory.
     _dir: tempfile::TempDir,
@@ -49,14 +54,17 @@ impl World {
         let find: FindDriver = Box::new(move |name: &DriverName| {
             (name == client.name()).then(|| (client.clone(), options.capabilities))
         });
-        node.volumes = node.volumes.clone().with_drivers(CsiDrivers::new(find, runtime.handle().clone()));
+        let (listed, listing) = watch::channel(Arc::default());
+        let control_plane = ControlPlane { listed: listing };
+        let drivers = CsiDrivers::new(find, runtime.handle().clone(), Some(control_plane));
+        node.volumes = node.volumes.clone().with_drivers(drivers);
         let secret = KeyedData {
             namespace: "vault".parse().unwrap(),
             ..crate::testing::keyed("stage", &[("password", b"hidden")])
         };
         let mut objects = Objects::listed();
         objects.put_secret(secret);
-        World { node, driver, objects, _runtime: runtime, _dir: dir }
+        World { node, driver, objects, listed, _runtime: runtime, _dir: dir }
     }
 
     fn put(&mut self, volume: PersistentVolume) {
@@ -408,34 +416,154 @@ fn a_pods_own_volume_is_published_without_a_stage_and_with_the_pod() {
     assert!(e.ends_with("volume mode \"Ephemeral\" not supported by driver test.csi.example"), "{e}");
 }
 
-#[test]
-fn a_volume_waits_for_its_attachment_and_takes_what_the_controller_said() {
-    let mut world = World::new(Options::default());
+/// A world of a control plane, with volumes that it attaches.
+fn attaching(options: Options, volumes: &[&str]) -> World {
+    let mut world = World::new(options);
     world.objects = Objects::default();
     world.object(CsiDriver::new("test.csi.example"));
-    let mut unlocked = csi("v");
-    let PersistentVolumeSource::Csi(source) = &mut unlocked.source else { panic!() };
-    source.stage_secret = None;
-    world.put(unlocked);
+    for name in volumes {
+        let mut unlocked = csi(name);
+        let PersistentVolumeSource::Csi(source) = &mut unlocked.source else { panic!() };
+        source.stage_secret = None;
+        world.put(unlocked);
+    }
+    world
+}
+
+/// The name of the attachment of a volume to the pod's node.
+fn attachment_of(volume: &str, p: &Pod) -> ObjectName {
+    let name = attachment_name(source_of(&csi(volume)), &p.node);
+    (ObjectKind::VolumeAttachment, "default".parse().unwrap(), name)
+}
+
+impl World {
+    fn attach(&mut self, volume: &str, p: &Pod) {
+        let key = attachment_of(volume, p);
+        let attachment = VolumeAttachment {
+            name: key.2.clone(),
+            deleting: false,
+            attached: true,
+            metadata: BTreeMap::from([("device".into(), "/dev/x".into())]),
+            error: None,
+        };
+        self.objects.put_storage(key, StorageObject::Attachment(Arc::new(attachment)));
+    }
+
+    fn list(&self, volumes: &[&str]) {
+        let name = |v: &&str| format!("kubernetes.io/csi/test.csi.example^handle-of-{v}");
+        self.listed.send_replace(Arc::new(volumes.iter().map(name).collect()));
+    }
+}
+
+#[test]
+fn a_volume_waits_for_its_attachment_and_takes_what_the_controller_said() {
+    let mut world = attaching(Options::default(), &["v"]);
+    world.list(&["v"]);
     let p = claiming("a", &["v"]);
-    let name = attachment_name(source_of(&csi("v")), &p.node);
-    let key: ObjectName = (ObjectKind::VolumeAttachment, "default".parse().unwrap(), name.clone());
+    let key = attachment_of("v", &p);
     world.objects.put_absent(key.0, key.1.clone(), key.2.clone());
     let e = world.mount(&p).unwrap_err().event().message;
     assert!(e.starts_with("Unable to attach or mount volumes: unmounted volumes=[v], unattached volumes=[v], failed to process volumes=[]: "), "{e}");
     assert_eq!(world.objects.unknown_of(&p).len(), 1, "the pod waits without a word");
-    let attachment = VolumeAttachment {
-        name,
-        deleting: false,
-        attached: true,
-        metadata: BTreeMap::from([("device".into(), "/dev/x".into())]),
-        error: None,
-    };
-    world.objects.put_storage(key, StorageObject::Attachment(Arc::new(attachment)));
+    world.attach("v", &p);
     world.mount(&p).unwrap();
     assert_eq!(world.driver.journal()[0].request.publish_context["device"], "/dev/x");
     let in_use = world.node.volumes.volumes_in_use().unwrap();
     assert_eq!(in_use.into_iter().collect::<Vec<_>>(), ["kubernetes.io/csi/test.csi.example^handle-of-v"]);
     world.node.volumes.unmount(&p.uid).unwrap();
+    world.assert_free();
+}
+
+#[test]
+fn an_attached_volume_is_touched_once_the_node_lists_it_and_others_do_not_wait() {
+    for stages in [true, false] {
+        let mut options = Options::default();
+        options.capabilities.stage_unstage = stages;
+        let mut world = attaching(options, &["late", "soon"]);
+        let (p, other) = (claiming("a", &["late", "soon"]), claiming("b", &["late"]));
+        world.attach("late", &p);
+        world.attach("soon", &p);
+        world.list(&["soon"]);
+        let published =
+            |world: &World| world.driver.published().values().cloned().collect::<BTreeSet<String>>();
+        let refused = world.mount(&p).unwrap_err().event().message;
+        let told = "Unable to attach or mount volumes: unmounted volumes=[late], unattached volumes=[late], failed to process volumes=[]: Volume has not been added to the list of VolumesInUse in the node's volume status";
+        assert_eq!(refused, told);
+        assert_eq!(published(&world), BTreeSet::from(["handle-of-soon".to_owned()]));
+        assert!(world.driver.journal().iter().all(|entry| entry.volume != "handle-of-late"), "untouched");
+        // The API server takes the status while the pod waits.
+        std::thread::scope(|scope| {
+            let mounting = scope.spawn(|| world.mount(&p));
+            world.list(&["late", "soon"]);
+            mounting.join().unwrap().unwrap();
+        });
+        assert_eq!(published(&world).len(), 2);
+        // The API server is away, and the agent was restarted: what is in use goes on.
+        world.list(&[]);
+        world.mount(&p).unwrap();
+        if stages {
+            world.mount(&other).unwrap();
+        } else {
+            world.mount(&other).unwrap_err();
+            world.node.volumes.unmount(&other.uid).unwrap();
+        }
+        let in_use = || world.node.volumes.volumes_in_use().unwrap().len();
+        world.driver.fault(Call::NodeUnstageVolume, Fault::instead(Answer::Code(Code::Internal)));
+        world.node.volumes.unmount(&p.uid).unwrap();
+        if stages {
+            assert_eq!(in_use(), 2, "one has a pod, and one is still staged");
+            world.node.volumes.unstage_unused();
+            assert_eq!(in_use(), 1);
+            world.node.volumes.unmount(&other.uid).unwrap();
+        }
+        assert_eq!(in_use(), 0);
+        world.assert_free();
+    }
+}
+
+#[test]
+fn a_walk_over_a_volumes_files_holds_up_its_own_pod_alone() {
+    let mut world = World::new(Options::default());
+    world.put(csi("v"));
+    let (a, b) = (claiming("a", &["v"]), claiming("b", &["v"]));
+    world.mount(&b).unwrap();
+    let data = world.driver.data("handle-of-v");
+    for file in 0..5000 {
+        std::fs::write(data.join(file.to_string()), "").unwrap();
+    }
+    let paths =
+        CsiPaths::new(&world.node.roots, "test.csi.example", "handle-of-v", VolumeMode::Filesystem, "v");
+    let group = |of: &Path| std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(of).unwrap());
+    // The walk changes the root last: with the volume's turn free before that, others do not wait for the walk.
+    let mut free_meanwhile = false;
+    for gid in 7000..7050 {
+        let mut walking = claiming("a", &["v"]);
+        walking.security.fs_group = Some(gid);
+        let published = || {
+            world.driver.journal().iter().filter(|e| e.call == Call::NodePublishVolume).count()
+        };
+        let before = published();
+        std::thread::scope(|scope| {
+            let mounting = scope.spawn(|| world.mount(&walking));
+            while !mounting.is_finished() && !free_meanwhile {
+                if published() > before {
+                    let free = world.node.volumes.csi.try_lock(&paths.key).is_some();
+                    let own = world.node.volumes.csi.try_lock(&of_pod(&paths.key, &a.uid)).is_some();
+                    let walks = group(&data) != gid;
+                    assert!(!(walks && own), "an unpublish of the same pod would run under its walk");
+                    free_meanwhile = free && walks;
+                }
+            }
+            mounting.join().unwrap().unwrap();
+        });
+        assert_eq!(group(&data), gid);
+        assert_eq!(group(&data.join("17")), gid);
+        world.node.volumes.unmount(&a.uid).unwrap();
+        if free_meanwhile {
+            break;
+        }
+    }
+    assert!(free_meanwhile, "the volume is held while its files are walked over");
+    world.node.volumes.unmount(&b.uid).unwrap();
     world.assert_free();
 }

@@ -41,10 +41,9 @@ impl Volumes {
         let Record { driver_name, volume_handle, .. } = &volume.record;
         let paths = CsiPaths::new(&self.roots, driver_name, volume_handle, volume.mode, &volume.name);
         let driver = self.csi.driver(driver_name, UNPUBLISH)?;
-        let _turn = self
-            .csi
-            .lock(&paths.key)
-            .ok_or_else(|| Error::Busy { driver: driver_name.clone(), handle: volume_handle.clone() })?;
+        let busy = || Error::Busy { driver: driver_name.clone(), handle: volume_handle.clone() };
+        let _own = self.csi.lock_of_pod(&paths.key, pod).ok_or_else(busy)?;
+        let _turn = self.csi.lock(&paths.key).ok_or_else(busy)?;
         let failed = |e| Error::io("unpublish", self.pod_dir(pod))(e);
         let mut state = self.csi_state(&paths, pod).map_err(failed)?;
         let others = self.users(&volume.record, Some(pod)).map_err(failed)?;
