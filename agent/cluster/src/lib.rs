@@ -9,6 +9,7 @@
 
 mod api_pods;
 pub mod certificates;
+mod claim_sizes;
 mod image_accounts;
 mod inputs;
 mod object;
@@ -21,6 +22,7 @@ mod tokens;
 mod wait;
 
 pub use api_pods::ApiPods;
+pub use claim_sizes::ClaimSizes;
 pub use image_accounts::ImageAccounts;
 pub use rights::foreign_certificate;
 pub use source::{ClusterSource, SourceHealth};

@@ -5,10 +5,11 @@
 mod attachable;
 pub mod bind;
 mod describe;
+pub mod expand;
 pub mod in_use;
 mod resolve;
 pub mod steps;
 
 pub use attachable::{attachable, unique_name};
 pub use describe::{VolumeDescription, describe};
-pub use resolve::{PersistentSource, ResolveError, Resolved, resolve, wants_republish};
+pub use resolve::{PersistentSource, ResolveError, Resolved, resolve, wants_expansion, wants_republish};

@@ -44,6 +44,17 @@ impl From<&Involved> for InvolvedObject {
 }
 
 impl InvolvedObject {
+    /// A PersistentVolumeClaim.
+    pub fn claim(namespace: &str, name: &str, uid: &str) -> InvolvedObject {
+        InvolvedObject {
+            kind: "PersistentVolumeClaim",
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            component: "kubelet",
+        }
+    }
+
     /// This node's Node.
     pub fn node(name: &NodeName) -> InvolvedObject {
         InvolvedObject {

@@ -16,6 +16,7 @@
 //! costs what it changes, not what is there.
 #![forbid(unsafe_code)]
 
+pub mod claim_size;
 pub mod cluster;
 pub mod controllers;
 mod convert;

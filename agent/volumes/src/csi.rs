@@ -11,6 +11,7 @@
 //!
 //! A volume that a control plane attaches is touched only once the Node's status lists it ([`listing`]).
 
+mod expand;
 mod listing;
 mod locks;
 mod marks;
@@ -22,6 +23,8 @@ mod unmount;
 use crate::Error;
 use berth_core::ids::PodUid;
 use berth_csi_client::{Driver, DriverName, NodeCapabilities};
+pub(crate) use expand::Growth;
+pub use expand::{Answer, ClaimOfVolume, Claims};
 pub(crate) use listing::WAIT as LISTING_WAIT;
 use locks::Locks;
 pub(crate) use mount::CsiVolumeSpec;
@@ -40,6 +43,8 @@ pub type FindDriver = Box<dyn Fn(&DriverName) -> Option<(Driver, NodeCapabilitie
 pub struct ControlPlane {
     /// The attached volumes that the API server's Node lists as in use and that the node goes on to list.
     pub listed: watch::Receiver<Arc<BTreeSet<String>>>,
+    /// The claims of its volumes.
+    pub claims: Box<dyn Claims>,
 }
 
 struct Inner {
@@ -47,6 +52,8 @@ struct Inner {
     runtime: Handle,
     locks: Locks,
     control_plane: Option<ControlPlane>,
+    /// The expansions that have failed.
+    failures: expand::Failures,
 }
 
 impl fmt::Debug for CsiDrivers {
@@ -59,7 +66,8 @@ impl CsiDrivers {
     /// The registered drivers, called on that runtime. The callers of volumes must not be tasks of it.
     /// Without a control plane nobody attaches volumes.
     pub fn new(find: FindDriver, runtime: Handle, control_plane: Option<ControlPlane>) -> CsiDrivers {
-        CsiDrivers(Some(Arc::new(Inner { find, runtime, locks: Locks::default(), control_plane })))
+        let (locks, failures) = (Locks::default(), expand::Failures::default());
+        CsiDrivers(Some(Arc::new(Inner { find, runtime, locks, control_plane, failures })))
     }
 
     /// The driver of that name.
@@ -80,6 +88,13 @@ impl CsiDrivers {
     /// is its own as well. It is asked for before the volume's turn.
     fn lock_of_pod(&self, key: &str, pod: &PodUid) -> Option<locks::Turn<'_>> {
         self.lock(&of_pod(key, pod))
+    }
+
+    /// Forgets what failed of a volume that the node has no more.
+    fn forget_failures(&self, key: &str) {
+        if let Some(inner) = &self.0 {
+            inner.failures.forget(key);
+        }
     }
 
     /// The turn of one volume, if nobody has it.

@@ -114,6 +114,14 @@ pub enum Error {
         /// The volume's name in the Node's status.
         volume: String,
     },
+    /// A volume that has grown could not be expanded on the node.
+    #[error("{text}")]
+    Expansion {
+        /// Why.
+        text: String,
+        /// Whether the pod was mounting it.
+        mounting: bool,
+    },
     /// Another pod has the volume, which one pod alone may have.
     #[error("volume uses the ReadWriteOncePod access mode and is already in use by another pod")]
     InUse,
@@ -389,6 +397,7 @@ impl Error {
             | Error::CsiUse { .. }
             | Error::Busy { .. }
             | Error::NotListed { .. }
+            | Error::Expansion { .. }
             | Error::InUse
             | Error::Unmounted { .. }
             | Error::ImageVolume { .. }
@@ -411,13 +420,21 @@ impl Error {
         }
     }
 
-    /// The `FailedMount` event of a [`Volumes::mount`](crate::Volumes::mount) that failed.
+    /// The `FailedMount` event of a [`Volumes::mount`](crate::Volumes::mount) that failed; of the expansion of a mounted
+    /// volume `VolumeResizeFailed`.
     pub fn event(&self) -> Event {
         // The text of these says all.
         if let Error::Claim { .. } | Error::Unmounted { .. } = self {
             return Event::warning("FailedMount", self.message());
         }
         if let Error::Persistent { persistent, error } = self {
+            if let Error::Expansion { text, mounting } = &**error {
+                let (reason, operation) = match mounting {
+                    true => ("FailedMount", "MountVolume.Setup failed while expanding volume"),
+                    false => ("VolumeResizeFailed", "NodeExpandVolume.NodeExpandVolume failed"),
+                };
+                return Event::warning(reason, format!("{operation} for volume \"{persistent}\" : {text}"));
+            }
             let message =
                 format!("{} failed for volume \"{persistent}\" : {}", error.operation(), self.message());
             return Event::warning("FailedMount", message);

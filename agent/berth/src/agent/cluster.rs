@@ -3,6 +3,7 @@
 //! [`ControlPlane`] owns the connections and the source. [`Publishing`] owns the tasks that report: the lease, the Node,
 //! the statuses of pods and events. They end with these values; the pods keep running.
 
+mod claims;
 mod images;
 mod node_report;
 mod pace;
@@ -39,6 +40,7 @@ use berth_source::{
     node::{NodeReport, Registration},
 };
 use berth_volumes::Volumes;
+use claims::ClaimsOfVolumes;
 use images::Images;
 pub(super) use node_report::KUBELET_VERSION;
 use node_report::{is_ready, machine, node_report};
@@ -135,7 +137,8 @@ impl ControlPlane {
 
     /// What volumes of CSI drivers need of the control plane.
     pub(crate) fn volumes(&self) -> berth_volumes::ControlPlane {
-        berth_volumes::ControlPlane { listed: self.listed_volumes.subscribe() }
+        let claims = ClaimsOfVolumes::new(self.pool.clone(), self.events.clone());
+        berth_volumes::ControlPlane { listed: self.listed_volumes.subscribe(), claims: Box::new(claims) }
     }
 
     /// The node's own object.

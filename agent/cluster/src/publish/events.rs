@@ -73,6 +73,12 @@ impl Events {
         self.take(Occurrence { involved, version: None, event, at: clock::wall() });
     }
 
+    /// Reports an event of a PersistentVolumeClaim.
+    pub fn report_of_claim(&self, namespace: &str, name: &str, uid: &str, event: Event) {
+        let involved = InvolvedObject::claim(namespace, name, uid);
+        self.take(Occurrence { involved, version: None, event, at: clock::wall() });
+    }
+
     /// Takes an event that an earlier agent of this node has reported.
     pub fn remember(&self, record: &EventRecord) {
         lock(&self.0.state).correlator.remember(&ApiEvent::of_record(record));

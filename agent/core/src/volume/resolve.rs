@@ -6,6 +6,7 @@ use crate::{
         AccessMode, CsiDriver, NodeInfo, ObjectKind, Objects, PersistentVolume, PersistentVolumeClaim,
         PersistentVolumeSource, Pod, Volume, VolumeAttachment, VolumeMode, VolumeSource,
     },
+    quantity::Quantity,
     refs::{attachment_name, ephemeral_claim},
     value::{Value, Why},
 };
@@ -148,6 +149,24 @@ pub fn wants_republish(pod: &Pod, objects: &Objects) -> bool {
             driver_of_claim(pod, &claim, objects).is_some_and(|driver| wants(&driver))
         }
         _ => false,
+    })
+}
+
+/// Whether one of the pod's volumes has grown beyond what its claim tells.
+pub fn wants_expansion(pod: &Pod, objects: &Objects) -> bool {
+    let bytes = |size: &Option<Quantity>| size.as_ref().map_or(0, Quantity::units);
+    pod.mounted_volumes().any(|volume| {
+        let claim = match &volume.source {
+            VolumeSource::PersistentVolumeClaim { claim, .. } => claim.clone(),
+            VolumeSource::Ephemeral => ephemeral_claim(pod, &volume.name),
+            _ => return false,
+        };
+        let namespace = &pod.key.namespace;
+        let Value::Known(claim) = objects.claim(namespace, &claim) else { return false };
+        let Some(bound) = claim.volume.as_ref().filter(|_| claim.bound) else { return false };
+        let Value::Known(volume) = objects.persistent_volume(namespace, bound) else { return false };
+        matches!(volume.source, PersistentVolumeSource::Csi(_))
+            && bytes(&volume.capacity) > bytes(&claim.capacity)
     })
 }
 

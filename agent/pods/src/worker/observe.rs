@@ -9,7 +9,7 @@ use crate::{
 use berth_core::{
     event::Event,
     plan::{Action, Failure},
-    volume::wants_republish,
+    volume::{wants_expansion, wants_republish},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinError, time::timeout};
@@ -22,7 +22,7 @@ const OBSERVE_RETRY: Duration = Duration::from_secs(1);
 pub(super) const OBSERVE_RETRY_MAX: Duration = Duration::from_secs(30);
 /// Deadline of an observation.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time from a refresh to the next of a pod whose driver wants its volumes published again; the kubelet does it at each sync
+/// Time from a refresh to the next of a pod whose driver wants its volumes published again, or whose volume has grown; the kubelet does it at each sync
 /// of the pod, 60 to 90 s apart.
 const REPUBLISH: Duration = Duration::from_secs(75);
 /// Pause after a failed refresh.
@@ -82,7 +82,9 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     pub(super) fn refreshed(&mut self, refreshed: Result<Result<(), Failure>, JoinError>) {
         let failure = match refreshed {
             Ok(Ok(())) => {
-                if wants_republish(self.pod(), &self.objects) {
+                let again = wants_republish(self.pod(), &self.objects)
+                    || wants_expansion(self.pod(), &self.objects);
+                if again {
                     self.refresh_at.get_or_insert(self.executor.now().boottime + REPUBLISH);
                 }
                 return;

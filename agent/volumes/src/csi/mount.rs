@@ -1,7 +1,7 @@
 //! Staging and publishing a volume.
 
 use super::{
-    CallableDriver, CsiPaths,
+    CallableDriver, CsiPaths, Growth,
     marks::Mark,
     record::{self, Record},
 };
@@ -53,6 +53,8 @@ pub(crate) struct CsiVolumeSpec {
     pub(crate) fs_group: Option<u32>,
     /// Whether one pod alone may have the volume (`ReadWriteOncePod`).
     pub(crate) one_pod: bool,
+    /// Of a persistent volume: what its expansion needs.
+    pub(crate) growth: Option<Growth>,
 }
 
 impl CsiVolumeSpec {
@@ -68,7 +70,7 @@ impl CsiVolumeSpec {
     }
 
     /// The group goes to the driver where it sets the group itself.
-    fn capability(&self, driver: &CallableDriver) -> VolumeCapability {
+    pub(super) fn capability(&self, driver: &CallableDriver) -> VolumeCapability {
         let capabilities = &driver.capabilities;
         let modes = capabilities.single_node_multi_writer;
         let access_mode = match self.access {
@@ -89,7 +91,7 @@ impl CsiVolumeSpec {
         VolumeCapability { access_mode, access_type }
     }
 
-    fn id(&self) -> Result<VolumeId, Error> {
+    pub(super) fn id(&self) -> Result<VolumeId, Error> {
         VolumeId::new(&self.handle).map_err(|e| Error::CsiUse { reason: e.to_string() })
     }
 }
@@ -129,7 +131,10 @@ impl Volumes {
         }
         // A walk over many files holds up this pod alone. Its record keeps the volume staged meanwhile.
         drop(turn);
-        if published { self.finish_publishing(spec, &driver, &paths, pod) } else { Ok(()) }
+        if published {
+            self.finish_publishing(spec, &driver, &paths, pod)?;
+        }
+        self.expand_csi(spec, pod, true)
     }
 
     /// What the node itself does with a volume that the driver has published.
@@ -283,6 +288,7 @@ impl Volumes {
         {
             remove_empty_dir(of_device)?;
         }
+        self.csi.forget_failures(&paths.key);
         paths.set_mark(Mark::Staged, Progress::None)
     }
 
@@ -302,6 +308,7 @@ impl Volumes {
         }
         record::remove(&paths.pod_record(&pod_dir))?;
         remove_empty_dir(&dir)?;
+        self.csi.forget_failures(&paths.key);
         paths.set_mark(Mark::Published(pod), Progress::None)
     }
 }

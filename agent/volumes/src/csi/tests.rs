@@ -2,7 +2,13 @@
 
 use super::*;
 use crate::testing::{Node, facts, mount, pod, volume};
-use berth_core::{model::*, refs::attachment_name};
+use berth_core::{
+    event::Event,
+    model::*,
+    quantity::Quantity,
+    refs::attachment_name,
+    volume::expand::{ClaimSize, ResizeStatus, SizeChange},
+};
 use berth_csi_client::{
     Call, Code, Deadlines,
     testing::{Answer, Entry, Fault, Options, Outcome, TestDriver},
@@ -10,15 +16,68 @@ use berth_csi_client::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{runtime::Runtime, sync::watch};
+
+/// Claims as an API server has them: what they say, the changes, and the events.
+#[derive(Default)]
+struct TestClaims {
+    size: Mutex<ClaimSize>,
+    changes: Mutex<Vec<SizeChange>>,
+    events: Mutex<Vec<Event>>,
+    away: AtomicBool,
+}
+
+impl Claims for Arc<TestClaims> {
+    fn size<'a>(&'a self, _claim: &'a ClaimOfVolume) -> Answer<'a> {
+        let answer = match self.away.load(Ordering::SeqCst) {
+            true => Err("connection refused".to_owned()),
+            false => Ok(self.size.lock().unwrap().clone()),
+        };
+        Box::pin(async move { answer })
+    }
+
+    fn change<'a>(
+        &'a self,
+        claim: &'a ClaimOfVolume,
+        before: &'a ClaimSize,
+        change: &'a SizeChange,
+    ) -> Answer<'a> {
+        let mut size = self.size.lock().unwrap();
+        let version: u32 = size.version.parse().unwrap();
+        if *before == *size {
+            self.changes.lock().unwrap().push(change.clone());
+            size.version = (version + 1).to_string();
+            match change {
+                SizeChange::Finished(capacity) => {
+                    size.capacity = Some(capacity.clone());
+                    size.status = None;
+                }
+                SizeChange::Infeasible(_) => size.status = Some(ResizeStatus::Other),
+                SizeChange::InProgress | SizeChange::Failed(_) => {}
+            }
+            drop(size);
+            return Claims::size(self, claim);
+        }
+        Box::pin(async { Err("the object has been modified".to_owned()) })
+    }
+
+    fn tell(&self, _pod: &Pod, _claim: Option<&ClaimOfVolume>, event: Event) {
+        self.events.lock().unwrap().push(event);
+    }
+}
 
 struct World {
     node: Node,
     driver: TestDriver,
     objects: Objects,
     listed: watch::Sender<Arc<BTreeSet<String>>>,
+    claims: Arc<TestClaims>,
     _runtime: Runtime,
     // Dropped last: the driver's directory.
     _dir: tempfile::TempDir,
@@ -55,7 +114,8 @@ impl World {
             (name == client.name()).then(|| (client.clone(), options.capabilities))
         });
         let (listed, listing) = watch::channel(Arc::default());
-        let control_plane = ControlPlane { listed: listing };
+        let claims = Arc::new(TestClaims::default());
+        let control_plane = ControlPlane { listed: listing, claims: Box::new(Arc::clone(&claims)) };
         let drivers = CsiDrivers::new(find, runtime.handle().clone(), Some(control_plane));
         node.volumes = node.volumes.clone().with_drivers(drivers);
         let secret = KeyedData {
@@ -64,7 +124,7 @@ impl World {
         };
         let mut objects = Objects::listed();
         objects.put_secret(secret);
-        World { node, driver, objects, listed, _runtime: runtime, _dir: dir }
+        World { node, driver, objects, listed, claims, _runtime: runtime, _dir: dir }
     }
 
     fn put(&mut self, volume: PersistentVolume) {
@@ -565,5 +625,165 @@ fn a_walk_over_a_volumes_files_holds_up_its_own_pod_alone() {
     }
     assert!(free_meanwhile, "the volume is held while its files are walked over");
     world.node.volumes.unmount(&b.uid).unwrap();
+    world.assert_free();
+}
+
+impl World {
+    /// A volume whose claim has the size `claimed` and that has itself the size `capacity`; the claim says `size` of it.
+    fn put_sized(&mut self, name: &str, claimed: &str, capacity: &str) {
+        let quantity = |text: &str| Some(text.parse::<Quantity>().unwrap());
+        self.put(PersistentVolume { capacity: quantity(capacity), ..csi(name) });
+        let namespace: berth_core::ids::Namespace = "default".parse().unwrap();
+        let claim = PersistentVolumeClaim {
+            volume: Some(name.into()),
+            bound: true,
+            capacity: quantity(claimed),
+            ..PersistentVolumeClaim::new(namespace.clone(), name)
+        };
+        let key = (ObjectKind::PersistentVolumeClaim, namespace, name.into());
+        self.objects.put_storage(key, StorageObject::Claim(Arc::new(claim)));
+        *self.claims.size.lock().unwrap() = ClaimSize {
+            uid: name.into(),
+            version: "1".into(),
+            requested: quantity(capacity),
+            capacity: quantity(claimed),
+            allocated: quantity(capacity),
+            status: (claimed != capacity).then_some(ResizeStatus::OfNode),
+            ..ClaimSize::default()
+        };
+    }
+
+    fn refresh(&self, pod: &Pod) -> Result<(), Error> {
+        self.node.volumes.refresh(pod, &facts(), &self.objects).map(drop)
+    }
+
+    /// The sizes of the calls that expand, in GiB.
+    fn expansions(&self) -> Vec<i64> {
+        let journal = self.driver.journal();
+        let calls = journal.iter().filter(|e| e.call == Call::NodeExpandVolume);
+        calls.map(|e| e.request.required_bytes >> 30).collect()
+    }
+
+    fn events(&self) -> Vec<(String, String)> {
+        let mut events = self.claims.events.lock().unwrap();
+        std::mem::take(&mut *events).into_iter().map(|e| (e.reason, e.message)).collect()
+    }
+
+    fn changes(&self) -> Vec<SizeChange> {
+        std::mem::take(&mut *self.claims.changes.lock().unwrap())
+    }
+}
+
+fn finished(size: &str) -> [SizeChange; 2] {
+    [SizeChange::InProgress, SizeChange::Finished(size.parse().unwrap())]
+}
+
+#[test]
+fn a_volume_that_has_grown_is_expanded_while_a_pod_has_it_and_as_a_pod_mounts_it() {
+    let mut world = World::new(Options::default());
+    world.put_sized("v", "1Gi", "1Gi");
+    let (p, second) = (claiming("a", &["v"]), claiming("b", &["v"]));
+    world.mount(&p).unwrap();
+    world.refresh(&p).unwrap();
+    assert!(world.expansions().is_empty());
+    world.put_sized("v", "1Gi", "2Gi");
+    // The API server is away: the pod goes on, and so does a mount.
+    world.claims.away.store(true, Ordering::SeqCst);
+    world.refresh(&p).unwrap();
+    world.mount(&second).unwrap();
+    assert!(world.expansions().is_empty());
+    world.claims.away.store(false, Ordering::SeqCst);
+    world.refresh(&p).unwrap();
+    world.refresh(&second).unwrap();
+    world.refresh(&p).unwrap();
+    assert_eq!(world.expansions(), [2], "once for all pods");
+    assert_eq!(world.changes(), finished("2Gi"));
+    let text = "MountVolume.NodeExpandVolume succeeded for volume \"v\" node-1";
+    assert_eq!(world.events(), [("FileSystemResizeSuccessful".to_owned(), text.to_owned())]);
+    let call = world.driver.journal().pop().unwrap();
+    assert!(call.path.ends_with("volumes/kubernetes.io~csi/v/mount"), "{}", call.path.display());
+    for pod in [&p, &second] {
+        world.node.volumes.unmount(&pod.uid).unwrap();
+    }
+    world.assert_free();
+    world.put_sized("v", "2Gi", "3Gi");
+    world.mount(&p).unwrap();
+    assert_eq!(world.expansions(), [2, 3]);
+    assert_eq!(world.changes(), finished("3Gi"));
+    world.node.volumes.unmount(&p.uid).unwrap();
+    world.assert_free();
+}
+
+#[test]
+fn another_nodes_expansion_of_a_shared_volume_is_done_here_too_and_told_once() {
+    let mut world = World::new(Options::default());
+    world.put_sized("v", "1Gi", "1Gi");
+    let p = claiming("a", &["v"]);
+    world.mount(&p).unwrap();
+    world.put_sized("v", "2Gi", "2Gi");
+    world.claims.size.lock().unwrap().many_nodes = true;
+    world.refresh(&p).unwrap();
+    world.refresh(&p).unwrap();
+    assert_eq!((world.expansions(), world.changes()), (vec![2], vec![]));
+    world.node.volumes.unmount(&p.uid).unwrap();
+    world.assert_free();
+}
+
+#[test]
+fn an_infeasible_size_is_left_alone_until_it_changes_and_an_uncertain_one_is_tried_again() {
+    let mut world = World::new(Options::default());
+    world.put_sized("v", "1Gi", "2Gi");
+    let p = claiming("a", &["v"]);
+    world.driver.fault(Call::NodeExpandVolume, Fault::instead(Answer::Code(Code::Unavailable)));
+    world.driver.fault(Call::NodeExpandVolume, Fault::instead(Answer::Code(Code::OutOfRange)));
+    let failed = world.mount(&p).unwrap_err().event();
+    let text = "MountVolume.Setup failed while expanding volume for volume \"v\" : cannot expand volume handle-of-v by driver test.csi.example: Unavailable: injected fault";
+    assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("FailedMount", text));
+    assert_eq!(world.changes(), [SizeChange::InProgress]);
+    world.mount(&p).unwrap_err();
+    let [SizeChange::InProgress, SizeChange::Infeasible(why)] = &world.changes()[..] else { panic!() };
+    assert!(why.contains("OutOfRange"), "{why}");
+    world.mount(&p).unwrap();
+    world.refresh(&p).unwrap();
+    assert!(world.expansions().is_empty() && world.changes().is_empty());
+    world.put_sized("v", "1Gi", "3Gi");
+    world.driver.fault(Call::NodeExpandVolume, Fault::instead(Answer::Code(Code::Internal)));
+    let failed = world.refresh(&p).unwrap_err().event();
+    assert_eq!(failed.reason, "VolumeResizeFailed");
+    assert!(failed.message.starts_with("NodeExpandVolume.NodeExpandVolume failed for volume \"v\" : "));
+    let [SizeChange::InProgress, SizeChange::Failed(_)] = &world.changes()[..] else { panic!() };
+    world.refresh(&p).unwrap();
+    assert!(world.changes().is_empty(), "not before a pause");
+    world.mount(&p).unwrap();
+    assert_eq!((world.expansions(), world.changes()), (vec![3], finished("3Gi").to_vec()));
+    world.node.volumes.unmount(&p.uid).unwrap();
+    world.assert_free();
+}
+
+#[test]
+fn a_volume_that_cannot_grow_in_use_or_for_a_reader_does_not_keep_a_pod() {
+    let mut world = World::new(Options::default());
+    world.put_sized("v", "1Gi", "2Gi");
+    let p = claiming("a", &["v"]);
+    world.driver.fault(Call::NodeExpandVolume, Fault::instead(Answer::Code(Code::FailedPrecondition)));
+    world.mount(&p).unwrap();
+    let [SizeChange::InProgress, SizeChange::Failed(_)] = &world.changes()[..] else { panic!() };
+    world.refresh(&p).unwrap();
+    assert!(world.expansions().is_empty() && world.changes().is_empty());
+    world.node.volumes.unmount(&p.uid).unwrap();
+    let mut reader = claiming("b", &[]);
+    let claim = VolumeSource::PersistentVolumeClaim { claim: "v".into(), read_only: true };
+    reader.volumes.push(volume("v", claim));
+    reader.containers[0].mounts.push(mount("v", "/v"));
+    for _ in 0..2 {
+        world.mount(&reader).unwrap();
+    }
+    let text = "MountVolume.NodeExpandVolume failed for volume \"v\" requested read-only file system";
+    assert_eq!(world.events(), [("FileSystemResizeFailed".to_owned(), text.to_owned())]);
+    world.node.volumes.unmount(&reader.uid).unwrap();
+    // The next mount asks once more.
+    world.mount(&p).unwrap();
+    assert_eq!(world.expansions(), [2]);
+    world.node.volumes.unmount(&p.uid).unwrap();
     world.assert_free();
 }

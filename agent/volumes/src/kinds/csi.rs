@@ -1,7 +1,11 @@
 //! Volumes of CSI drivers, persistent ones and those of a single pod.
 
 use super::VolumePlugin;
-use crate::{Error, Volumes, csi::CsiVolumeSpec, inputs::VolumeInputs};
+use crate::{
+    ClaimOfVolume, Error, Volumes,
+    csi::{CsiVolumeSpec, Growth},
+    inputs::VolumeInputs,
+};
 use berth_core::{
     ids::{Namespace, VolumeName},
     model::{
@@ -28,6 +32,7 @@ pub(super) struct Csi<'a> {
     object: Option<Arc<CsiDriver>>,
     stage_secret: Option<SecretRef>,
     publish_secret: Option<SecretRef>,
+    expand_secret: Option<SecretRef>,
     pod: berth_core::ids::PodUid,
 }
 
@@ -74,6 +79,16 @@ impl<'a> Csi<'a> {
                 by_one,
                 source.read_only,
             ),
+            growth: Some(Growth {
+                claim: ClaimOfVolume {
+                    namespace: source.claim.namespace.clone(),
+                    name: source.claim.name.clone(),
+                    uid: source.claim.uid.clone(),
+                },
+                claimed: source.claim.capacity.clone(),
+                capacity: source.volume.capacity.clone(),
+                secrets: None,
+            }),
         };
         Ok(Csi {
             volumes,
@@ -81,6 +96,7 @@ impl<'a> Csi<'a> {
             object: source.driver.clone(),
             stage_secret: csi.stage_secret.clone(),
             publish_secret: csi.publish_secret.clone(),
+            expand_secret: csi.expand_secret.clone(),
             pod: pod.uid.clone(),
         })
     }
@@ -123,15 +139,26 @@ impl<'a> Csi<'a> {
             pod_group: pod.security.fs_group,
             one_pod: false,
             fs_group: fs_group(pod, object.as_deref(), csi.fs_type.as_deref(), true, csi.read_only),
+            growth: None,
         };
         let namespace = pod.key.namespace.clone();
         let publish_secret = csi.publish_secret.clone().map(|name| SecretRef { namespace, name });
-        Ok(Csi { volumes, spec, object, stage_secret: None, publish_secret, pod: pod.uid.clone() })
+        let pod = pod.uid.clone();
+        Ok(Csi { volumes, spec, object, stage_secret: None, publish_secret, expand_secret: None, pod })
+    }
+
+    /// The specification with the secrets of an expansion, as far as they are known.
+    fn growing_spec(&self, inputs: &VolumeInputs<'_>) -> CsiVolumeSpec {
+        let mut spec = self.spec.clone();
+        if let Some(growth) = &mut spec.growth {
+            growth.secrets = secrets(inputs, self.expand_secret.as_ref()).ok();
+        }
+        spec
     }
 
     /// The specification with what the pod's objects say.
     fn full_spec(&self, inputs: &VolumeInputs<'_>) -> Result<CsiVolumeSpec, Error> {
-        let mut spec = self.spec.clone();
+        let mut spec = self.growing_spec(inputs);
         spec.stage_secrets = secrets(inputs, self.stage_secret.as_ref())?;
         spec.publish_secrets = secrets(inputs, self.publish_secret.as_ref())?;
         spec.publish_attributes = spec.attributes.clone();
@@ -157,10 +184,10 @@ impl VolumePlugin for Csi<'_> {
     }
 
     fn keep(&self, _root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {
-        if !self.object.as_ref().is_some_and(|object| object.requires_republish) {
-            return Ok(());
+        if self.object.as_ref().is_some_and(|object| object.requires_republish) {
+            self.volumes.republish_csi(&self.full_spec(inputs)?, inputs.pod)?;
         }
-        self.volumes.republish_csi(&self.full_spec(inputs)?, inputs.pod)
+        self.volumes.expand_csi(&self.growing_spec(inputs), inputs.pod, false)
     }
 
     fn device(&self, pod_dir: &Path) -> Result<Option<PathBuf>, Error> {
