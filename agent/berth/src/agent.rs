@@ -316,6 +316,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             sources: sources.latest.clone(),
             node_object,
             csi: registration.plugins(),
+            csi_refresher: registration.refresher(),
             volumes: volumes.clone(),
             port: args.node_api.port(),
         })

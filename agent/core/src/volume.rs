@@ -6,10 +6,12 @@ mod attachable;
 pub mod bind;
 mod describe;
 pub mod expand;
+mod groups;
 pub mod in_use;
 mod resolve;
 pub mod steps;
 
 pub use attachable::{attachable, unique_name};
 pub use describe::{VolumeDescription, describe};
+pub use groups::with_volume_groups;
 pub use resolve::{PersistentSource, ResolveError, Resolved, resolve, wants_expansion, wants_republish};

@@ -13,6 +13,7 @@ use berth_core::{
     plan::{Exit, Failure, ObservedContainer, RunState},
     status::ContainerUser,
     sync::lock,
+    volume::with_volume_groups,
 };
 use berth_logd::{StreamPaths, StreamSpec};
 use berth_pods::{ActionResult, Context, NodeProcess, ObservedChange};
@@ -133,6 +134,7 @@ impl NodeExecutor {
         steps.lap("image");
 
         let target = target_of(&pod, spec, context.target.as_ref())?;
+        let with_groups = with_volume_groups(&pod, &context.objects);
         let (tty, stdin, stdin_once) = (spec.tty, spec.stdin, spec.stdin_once);
         let stream = StreamSpec { tty, stdin, stdin_once, ..stream_of(&pod, &container, &id, attempt) };
         let (fifos, prepared, users) = tokio::join!(
@@ -152,7 +154,7 @@ impl NodeExecutor {
         }
 
         let files = UserFiles { passwd: passwd.as_deref(), group: group.as_deref() };
-        let oci = self.spec(&pod, spec, &id, &image, &prepared, files, target)?;
+        let oci = self.spec(&with_groups, spec, &id, &image, &prepared, files, target)?;
         let user = user_of(&oci);
         let encode = |e: serde_json::Error| Failure::new("CreateContainerError", e.to_string());
         let oci = serde_json::to_value(&oci).map_err(encode)?;

@@ -22,7 +22,7 @@ mod version;
 
 pub use version::Version;
 
-use crate::{Driver, DriverName, NodeCapabilities, NodeInfo, Observer};
+use crate::{Driver, DriverName, Error, NodeCapabilities, NodeInfo, Observer};
 use sockets::{SocketId, Sockets};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -81,7 +81,25 @@ impl Default for Times {
 #[derive(Debug)]
 pub struct Registration {
     plugins: watch::Receiver<Arc<Plugins>>,
+    refresher: Refresher,
     _task: AbortOnDrop,
+}
+
+/// Asks drivers again for what they say of the node.
+#[derive(Debug, Clone)]
+pub struct Refresher(Table);
+
+impl Refresher {
+    /// Asks the driver of that name, if it is registered. The plugins change if it says something new.
+    ///
+    /// # Errors
+    /// As of the call. What the driver said before stays.
+    pub async fn refresh(&self, name: &DriverName) -> Result<(), Error> {
+        let Some(asked) = self.0.get(name) else { return Ok(()) };
+        let info = asked.driver.node_info().await?;
+        self.0.update(&asked, info);
+        Ok(())
+    }
 }
 
 impl Registration {
@@ -94,8 +112,14 @@ impl Registration {
     /// As [`Registration::start`], with other times.
     pub fn start_with(dir: &Path, observer: Observer, times: Times) -> Registration {
         let (table, plugins) = Table::new();
+        let refresher = Refresher(table.clone());
         let task = tokio::spawn(run(dir.to_owned(), Context { table, observer, times }));
-        Registration { plugins, _task: AbortOnDrop(task) }
+        Registration { plugins, refresher, _task: AbortOnDrop(task) }
+    }
+
+    /// Who asks drivers again.
+    pub fn refresher(&self) -> Refresher {
+        self.refresher.clone()
     }
 
     /// The plugins, now and after each change.

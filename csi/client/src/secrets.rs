@@ -12,6 +12,13 @@ impl Secrets {
         Secrets(secrets)
     }
 
+    /// These and one more.
+    #[must_use]
+    pub fn with(mut self, key: &str, secret: String) -> Secrets {
+        self.0.insert(key.to_owned(), secret);
+        self
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

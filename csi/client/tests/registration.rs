@@ -254,6 +254,29 @@ async fn a_driver_that_fails_is_tried_again_and_named() {
 }
 
 #[tokio::test]
+async fn a_driver_is_asked_again_what_it_says_of_the_node() {
+    let node = Node::new().await;
+    let driver = node.driver("a");
+    let _plugin = node.register("s", &driver, "1.0");
+    let limit = |p: &Plugins| p.drivers.get(&name()).map(|d| d.info.max_volumes);
+    node.when(|p| limit(p) == Some(None)).await;
+    let refresher = node.registration.refresher();
+    driver.change(|o| o.info.max_volumes = Some(3));
+    refresher.refresh(&name()).await.unwrap();
+    node.when(|p| limit(p) == Some(Some(3))).await;
+    driver.change(|o| o.info.max_volumes = Some(4));
+    driver.fault(Call::NodeGetInfo, Fault::instead(Answer::Code(Code::Internal)));
+    refresher.refresh(&name()).await.unwrap_err();
+    node.when(|p| limit(p) == Some(Some(3))).await;
+    refresher.refresh(&DriverName::parse("another").unwrap()).await.unwrap();
+    let mut plugins = node.registration.plugins();
+    plugins.mark_unchanged();
+    driver.change(|o| o.info.max_volumes = Some(3));
+    refresher.refresh(&name()).await.unwrap();
+    assert!(!plugins.has_changed().unwrap(), "nothing is new");
+}
+
+#[tokio::test]
 async fn a_plugin_that_hangs_holds_up_no_other() {
     let node = Node::new().await;
     let silent = TestRegistration::start_silent(&node.registry().join("silent")).unwrap();

@@ -3,6 +3,7 @@
 //! [`ControlPlane`] owns the connections and the source. [`Publishing`] owns the tasks that report: the lease, the Node,
 //! the statuses of pods and events. They end with these values; the pods keep running.
 
+mod attach_limits;
 mod claims;
 mod images;
 mod node_report;
@@ -76,6 +77,7 @@ pub(crate) struct Facts {
     pub(crate) sources: Latest,
     pub(crate) node_object: ApiNode,
     pub(crate) csi: csi::PluginWatch,
+    pub(crate) csi_refresher: berth_csi_client::registration::Refresher,
     pub(crate) volumes: Volumes,
     /// Port of the node's API.
     pub(crate) port: Option<u16>,
@@ -85,7 +87,7 @@ pub(crate) struct Facts {
 pub(crate) struct Publishing {
     _source: ClusterSource,
     _node: NodeTasks,
-    _tasks: [Task; 10],
+    _tasks: [Task; 11],
     _serving: Option<Task>,
 }
 
@@ -204,13 +206,15 @@ impl ControlPlane {
             facts.csi.clone(),
             csi::drivers,
         );
+        let limits =
+            attach_limits::start(facts.sources.clone(), facts.csi.clone(), facts.csi_refresher.clone());
         let pods = pods::start(self.pool, limit, self.api, Arc::clone(&facts.status), self.unpublished);
         let following = Task::spawn(follow_node_object(node.newest(), facts.node_object.clone()));
         let (sources, volumes) = (facts.sources.clone(), facts.volumes.clone());
         let (in_use, [using, listing]) =
             volumes_in_use::start(sources, volumes, node.newest(), self.listed_volumes);
         let observing = Task::spawn(observe(facts, in_use, reports));
-        let tasks = [client, lease, pods, sending, mirrors, following, observing, csi_node, using, listing];
+        let tasks = [client, lease, pods, sending, mirrors, following, observing, csi_node, using, listing, limits];
         Publishing { _source: self.source, _node: node, _tasks: tasks, _serving: serving }
     }
 }

@@ -264,6 +264,12 @@ pub struct CsiDriver {
     pub persistent: bool,
     /// `spec.tokenRequests`.
     pub token_requests: Vec<TokenRequest>,
+    /// `spec.serviceAccountTokenInSecrets`: tokens go to the driver among the secrets and not among the attributes.
+    #[serde(default)]
+    pub tokens_are_secrets: bool,
+    /// `spec.nodeAllocatableUpdatePeriodSeconds`: how often the driver is asked how many volumes it takes on the node.
+    #[serde(default)]
+    pub limit_period: Option<u64>,
 }
 
 impl CsiDriver {
@@ -278,6 +284,8 @@ impl CsiDriver {
             ephemeral: false,
             persistent: true,
             token_requests: Vec::new(),
+            tokens_are_secrets: false,
+            limit_period: None,
         }
     }
 }
@@ -316,6 +324,12 @@ pub struct VolumeAttachment {
     pub metadata: BTreeMap<String, String>,
     /// `status.attachError.message`.
     pub error: Option<String>,
+    /// `spec.attacher`: the driver.
+    #[serde(default)]
+    pub driver: String,
+    /// Whether `status.attachError.errorCode` says that the driver has no room for it on the node (RESOURCE_EXHAUSTED).
+    #[serde(default)]
+    pub exhausted: bool,
 }
 
 /// A StorageClass.

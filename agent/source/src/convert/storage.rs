@@ -32,6 +32,9 @@ const GID: &str = "pv.beta.kubernetes.io/gid";
 /// The former field of `storageClassName`.
 const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
+/// gRPC's code of a driver that has no room.
+const RESOURCE_EXHAUSTED: i32 = 8;
+
 /// A PersistentVolumeClaim.
 pub(crate) fn claim(
     at: &FieldPath<'_>,
@@ -192,6 +195,11 @@ pub(crate) fn csi_driver(at: &FieldPath<'_>, object: &storage::CSIDriver) -> Res
         ephemeral: has("Ephemeral"),
         persistent: modes.is_empty() || has("Persistent"),
         token_requests: spec.token_requests.iter().flatten().map(token).collect(),
+        tokens_are_secrets: spec.service_account_token_in_secrets.unwrap_or(false),
+        limit_period: spec
+            .node_allocatable_update_period_seconds
+            .and_then(|period| u64::try_from(period).ok())
+            .filter(|period| *period > 0),
         ..CsiDriver::new(name)
     })
 }
@@ -217,6 +225,8 @@ pub(crate) fn volume_attachment(object: &storage::VolumeAttachment) -> VolumeAtt
         deleting: object.metadata.deletion_timestamp.is_some(),
         attached: status.attached,
         metadata: status.attachment_metadata.unwrap_or_default(),
+        driver: object.spec.attacher.clone(),
+        exhausted: status.attach_error.as_ref().and_then(|e| e.error_code) == Some(RESOURCE_EXHAUSTED),
         error: status.attach_error.and_then(|e| e.message),
     }
 }

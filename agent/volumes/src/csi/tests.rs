@@ -505,6 +505,8 @@ impl World {
             attached: true,
             metadata: BTreeMap::from([("device".into(), "/dev/x".into())]),
             error: None,
+            driver: "test.csi.example".into(),
+            exhausted: false,
         };
         self.objects.put_storage(key, StorageObject::Attachment(Arc::new(attachment)));
     }
@@ -786,4 +788,28 @@ fn a_volume_that_cannot_grow_in_use_or_for_a_reader_does_not_keep_a_pod() {
     assert_eq!(world.expansions(), [2]);
     world.node.volumes.unmount(&p.uid).unwrap();
     world.assert_free();
+}
+
+#[test]
+fn tokens_go_among_the_secrets_where_the_driver_wants_them_there() {
+    for among_secrets in [false, true] {
+        let mut world = World::new(Options::default());
+        world.object(CsiDriver {
+            attach_required: false,
+            token_requests: vec![TokenRequest { audience: "vault".into(), expiration_seconds: 600 }],
+            tokens_are_secrets: among_secrets,
+            ..CsiDriver::new("test.csi.example")
+        });
+        world.put(csi("v"));
+        let p = claiming("a", &["v"]);
+        let token = Token { text: "precious".into(), expires: berth_core::time::Wall(0) };
+        world.objects.put_token(TokenRef::new(&p, Some("vault"), 600), berth_core::value::Value::Known(token));
+        world.mount(&p).unwrap();
+        let published = world.driver.journal().pop().unwrap().request;
+        let key = "csi.storage.k8s.io/serviceAccount.tokens";
+        let has = [&published.secrets, &published.volume_context].map(|map| map.contains_key(key));
+        assert_eq!(has, [among_secrets, !among_secrets]);
+        world.node.volumes.unmount(&p.uid).unwrap();
+        world.assert_free();
+    }
 }

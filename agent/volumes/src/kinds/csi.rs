@@ -24,6 +24,9 @@ use std::{
     sync::Arc,
 };
 
+/// The key of the tokens of a pod's service account.
+const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+
 /// A volume of a CSI driver.
 pub(super) struct Csi<'a> {
     volumes: &'a Volumes,
@@ -168,7 +171,10 @@ impl<'a> Csi<'a> {
         }
         if !object.token_requests.is_empty() {
             let tokens = tokens(inputs, object)?;
-            spec.publish_attributes.insert("csi.storage.k8s.io/serviceAccount.tokens".to_owned(), tokens);
+            match object.tokens_are_secrets {
+                true => spec.publish_secrets = spec.publish_secrets.with(TOKENS, tokens),
+                false => drop(spec.publish_attributes.insert(TOKENS.to_owned(), tokens)),
+            }
         }
         Ok(spec)
     }

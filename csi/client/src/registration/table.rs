@@ -1,7 +1,7 @@
 //! The table of plugins: who has which name. The one place where it changes.
 
 use super::{Plugins, RegisteredDriver, Version};
-use crate::DriverName;
+use crate::{DriverName, NodeInfo};
 use std::{path::Path, sync::Arc};
 use tokio::sync::watch;
 
@@ -44,6 +44,25 @@ impl Table {
             result.is_ok()
         });
         result
+    }
+
+    /// Takes what a driver says of the node by now. One that was replaced meanwhile says nothing any more.
+    pub(super) fn update(&self, asked: &RegisteredDriver, info: NodeInfo) {
+        self.0.send_if_modified(|plugins| {
+            let name = asked.driver.name();
+            let same = |now: &Arc<RegisteredDriver>| now.socket == asked.socket && now.driver == asked.driver;
+            if !plugins.drivers.get(name).is_some_and(|now| same(now) && now.info != info) {
+                return false;
+            }
+            let updated = RegisteredDriver { info, ..asked.clone() };
+            Arc::make_mut(plugins).drivers.insert(name.clone(), Arc::new(updated));
+            true
+        });
+    }
+
+    /// The driver of that name.
+    pub(super) fn get(&self, name: &DriverName) -> Option<Arc<RegisteredDriver>> {
+        self.0.borrow().drivers.get(name).cloned()
     }
 
     /// Takes back what the socket has.

@@ -77,6 +77,8 @@ impl World {
             attached,
             metadata: BTreeMap::new(),
             error: error.map(str::to_owned),
+            driver: "d.io".into(),
+            exhausted: false,
         };
         let key = (ObjectKind::VolumeAttachment, self.pod.key.namespace.clone(), name);
         self.objects.put_storage(key, StorageObject::Attachment(Arc::new(found)));
@@ -197,4 +199,36 @@ fn a_driver_may_want_the_volumes_behind_claims_published_again() {
     let driver = CsiDriver { requires_republish: true, ..CsiDriver::new("d.io") };
     world.objects.set_csi_drivers(Arc::new(BTreeMap::from([("d.io".to_owned(), Arc::new(driver))])));
     assert!(wants_republish(&world.pod, &world.objects));
+}
+
+#[test]
+fn a_pod_wants_an_expansion_while_its_claim_is_smaller_than_the_volume() {
+    let sized = |claim: &str, volume: &str| {
+        let mut world = World::new().csi();
+        world.claim.capacity = Some(claim.parse().unwrap());
+        world.volume.capacity = Some(volume.parse().unwrap());
+        let world = world.put();
+        wants_expansion(&world.pod, &world.objects)
+    };
+    assert!(sized("1Gi", "2Gi"));
+    assert!(!sized("2Gi", "2Gi") && !sized("2Gi", "1Gi"));
+    assert!(!wants_expansion(&World::new().csi().pod, &Objects::default()), "nothing is known");
+}
+
+#[test]
+fn a_pod_runs_with_the_group_that_its_volume_names() {
+    let mut world = World::new();
+    world.volume.gid = Some(4711);
+    let world = world.put();
+    let groups = |pod: Pod| {
+        let pod = crate::volume::with_volume_groups(&Arc::new(pod), &world.objects);
+        pod.security.supplemental_groups.clone()
+    };
+    assert_eq!(groups(world.pod.clone()), [4711]);
+    let mut has_it = world.pod.clone();
+    has_it.security.supplemental_groups = vec![4711, 5];
+    assert_eq!(groups(has_it), [4711, 5]);
+    let mut without = world.pod.clone();
+    without.containers[0].mounts.clear();
+    assert!(groups(without).is_empty(), "nobody mounts it");
 }
