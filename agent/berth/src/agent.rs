@@ -22,6 +22,7 @@ mod memory;
 mod node;
 mod node_api;
 mod plain_http;
+mod provisioner;
 mod proxy_health;
 mod service_inputs;
 mod services;
@@ -55,7 +56,7 @@ use berth_pods::{ManagerConfig, MemoryStore};
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
 use berth_services::{ClearPods, HostNetworkConfig, PodNetworks};
-use berth_source::ServiceRanges;
+use berth_source::{ServiceRanges, provisioned::ProvisionedVolumes};
 use berth_sys::{clock, mount, service};
 use berth_volumes::{CsiDrivers, Volumes};
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -223,7 +224,10 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let dirs = (args.manifests.clone(), args.static_pods.clone());
     let snapshots = control_plane.as_ref().map(ControlPlane::snapshots);
     let labels = node.borrow().labels.clone();
-    let (sources, desired) = sources::start(&roots, dirs, ranges, &labels, snapshots, &cache);
+    // A control plane has its own provisioners.
+    let made = (control_plane.is_none()).then(ProvisionedVolumes::new).transpose();
+    let (made, provisioned) = made.context("make a pair of sockets")?.unzip();
+    let (sources, desired) = sources::start(&roots, dirs, ranges, &labels, provisioned, snapshots, &cache);
     let plugins = credential_providers::open(
         args.images.image_credential_provider_config.as_deref(),
         args.images.image_credential_provider_bin_dir.as_deref(),
@@ -334,6 +338,15 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let pumping = tokio::spawn(pump(Arc::clone(&executor), runtime_config));
     let housekeeping = tokio::spawn(housekeeping::run(Arc::clone(&status), cgroups.clone()));
     let collecting = tokio::spawn(images.run());
+    let provisioning = made.map(|out| {
+        tokio::spawn(provisioner::run(provisioner::Parts {
+            state: roots.lasting_state.clone(),
+            latest: sources.latest.clone(),
+            plugins: registration.plugins(),
+            volumes: volumes.clone(),
+            out,
+        }))
+    });
     let unstaging = tokio::spawn(housekeeping::unstage_volumes(volumes));
 
     let services = (!args.no_services).then(|| {
@@ -391,7 +404,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         node_api.shutdown().await;
     }
     serving.shutdown().await;
-    for task in [pumping, housekeeping, collecting, unstaging, following, following_node] {
+    let tasks = [pumping, housekeeping, collecting, unstaging, following, following_node];
+    for task in tasks.into_iter().chain(provisioning) {
         task.abort();
     }
     drop((publishing, registration));

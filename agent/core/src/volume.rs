@@ -1,6 +1,6 @@
 //! Volumes of pods as the node carries them out: which persistent volume stands behind a volume of a pod
-//! ([`resolve`]), the steps that mount and unmount a volume of a CSI driver ([`steps`]), and the binding of claims to
-//! volumes where no control plane does it ([`bind`]). Pure.
+//! ([`resolve`]), the steps that mount and unmount a volume of a CSI driver ([`steps`]), and, where no control plane does it, the binding of claims to
+//! volumes ([`bind`]) and the making of volumes ([`provision`]). Pure.
 
 mod attachable;
 pub mod bind;
@@ -8,6 +8,7 @@ mod describe;
 pub mod expand;
 mod groups;
 pub mod in_use;
+pub mod provision;
 mod resolve;
 pub mod steps;
 

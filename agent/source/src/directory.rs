@@ -21,7 +21,7 @@ mod merged_objects;
 mod name_index;
 mod watcher;
 
-use crate::{Error, ServiceRanges, Snapshot, Source, manifest::Mode};
+use crate::{Error, ServiceRanges, Snapshot, Source, manifest::Mode, provisioned::ProvisionedReader};
 use berth_core::{ids::NodeName, model::NodeLabels};
 use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{oneshot, watch};
@@ -53,13 +53,16 @@ pub struct DirectoryConfig {
     pub state: PathBuf,
     /// Ranges from which Services without an address get one; `None`: they get none.
     pub services: Option<ServiceRanges>,
+    /// The volumes that drivers make for claims; `None`: nobody has any made.
+    pub provisioned: Option<ProvisionedReader>,
 }
 
 impl DirectoryConfig {
     /// A configuration with a rescan every 20 s and 1 s for a replaced directory to settle.
     pub fn new(dir: PathBuf, node: NodeName, mode: Mode, state: PathBuf) -> DirectoryConfig {
         let (rescan, settle) = (Duration::from_secs(20), Duration::from_secs(1));
-        DirectoryConfig { dir, node, labels: NodeLabels::new(), mode, rescan, settle, state, services: None }
+        let (labels, services, provisioned) = (NodeLabels::new(), None, None);
+        DirectoryConfig { dir, node, labels, mode, rescan, settle, state, services, provisioned }
     }
 }
 

@@ -29,6 +29,7 @@ pub mod manifest;
 pub mod merge;
 pub mod node;
 pub mod patch;
+pub mod provisioned;
 mod raw;
 mod snapshot;
 mod state_file;

@@ -1,6 +1,6 @@
 //! The desired state of one source at one moment.
 
-use crate::{ManifestError, RawPod, cluster::api_status};
+use crate::{ManifestError, RawPod, cluster::api_status, provisioned::StorageClaims};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Objects, Pod, Service},
@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub errors: Arc<[ManifestError]>,
     /// Services without a free address or node port, for their events; each is among `errors` too.
     pub unallocated: Arc<[UnallocatedService]>,
+    /// The claims of the manifests, and those that a driver has to make volumes for.
+    pub storage: Arc<StorageClaims>,
     /// The number of changes so far; 0 before the first scan.
     pub version: u64,
 }
@@ -49,6 +51,7 @@ impl Snapshot {
             && self.slices_pending == other.slices_pending
             && self.errors == other.errors
             && self.unallocated == other.unallocated
+            && self.storage == other.storage
     }
 }
 

@@ -24,7 +24,7 @@ use crate::Error;
 use berth_core::ids::PodUid;
 use berth_csi_client::{Driver, DriverName, NodeCapabilities};
 pub(crate) use expand::Growth;
-pub use expand::{Answer, ClaimOfVolume, Claims};
+pub use expand::{ClaimAnswer, ClaimOfVolume, Claims};
 pub(crate) use listing::WAIT as LISTING_WAIT;
 use locks::Locks;
 pub(crate) use mount::CsiVolumeSpec;

@@ -54,7 +54,7 @@ mod tmpfs_size;
 mod volume;
 mod volume_root;
 
-pub use csi::{Answer, ClaimOfVolume, Claims, ControlPlane, CsiDrivers, FindDriver};
+pub use csi::{ClaimAnswer, ClaimOfVolume, Claims, ControlPlane, CsiDrivers, FindDriver};
 pub use error::Error;
 pub use fields::FieldError;
 pub use files::host_name;

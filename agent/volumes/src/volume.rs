@@ -1,7 +1,8 @@
 //! Setting up a pod's volumes and keeping their files current.
 
 use crate::{
-    Error, PodFacts, Volumes, atomic, csi::LISTING_WAIT, inputs::VolumeInputs, kinds::plugin_of, layout::NODE_DIR, metrics, os,
+    Error, PodFacts, Volumes, atomic, csi::LISTING_WAIT, inputs::VolumeInputs, kinds::plugin_of,
+    layout::NODE_DIR, metrics, os,
 };
 use berth_core::{
     ids::VolumeName,

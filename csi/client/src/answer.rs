@@ -1,6 +1,7 @@
 //! What drivers answer, read from their messages. An answer that does not fit is an error of its call, with the reason
 //! that these functions return.
 
+use crate::VolumeId;
 use berth_csi_proto::csi;
 use std::collections::BTreeMap;
 
@@ -70,6 +71,29 @@ pub struct Condition {
     pub abnormal: bool,
     /// What, for people.
     pub message: String,
+}
+
+/// CreateVolume: a volume that the driver has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Created {
+    /// The volume's id.
+    pub volume: VolumeId,
+    /// Its size in bytes; `None` if the driver does not say.
+    pub bytes: Option<u64>,
+    /// Its attributes (`volumeAttributes`).
+    pub context: BTreeMap<String, String>,
+}
+
+/// Reads CreateVolume's answer.
+pub(crate) fn created(answer: csi::CreateVolumeResponse) -> Result<Created, String> {
+    let made = answer.volume.ok_or("there is no volume")?;
+    let volume = VolumeId::new(&made.volume_id).map_err(|e| e.to_string())?;
+    let bytes = count(made.capacity_bytes, "the capacity")?;
+    Ok(Created {
+        volume,
+        bytes: Some(bytes).filter(|b| *b > 0),
+        context: made.volume_context.into_iter().collect(),
+    })
 }
 
 /// A count of an answer. Negative ones are nonsense.

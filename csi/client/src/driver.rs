@@ -1,12 +1,14 @@
 //! A driver: one method for each call of the node.
 
 use crate::{
-    Call, DriverName, Error, Expand, GetVolumeStats, NodeCapabilities, NodeInfo, PluginInfo, Publish, Stage,
-    Unpublish, Unstage, VolumeId, VolumeStats, answer,
+    Call, Create, Created, Delete, DriverName, Error, Expand, GetVolumeStats, NodeCapabilities, NodeInfo,
+    PluginInfo, Publish, Stage, Unpublish, Unstage, VolumeCapability, VolumeId, VolumeStats, answer,
     error::Subject,
     transport::{self, Connection, ask},
 };
-use berth_csi_proto::csi::{self, identity_client::IdentityClient, node_client::NodeClient};
+use berth_csi_proto::csi::{
+    self, controller_client::ControllerClient, identity_client::IdentityClient, node_client::NodeClient,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
@@ -19,7 +21,7 @@ use tonic::{Code, Request, Response, Status};
 /// How long the node waits for a driver's answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// Of stage, unstage, publish, unpublish and expand: 2 minutes, as the kubelet's.
+    /// Of create, delete, stage, unstage, publish, unpublish and expand: 2 minutes, as the kubelet's.
     pub volume: Duration,
     /// Of the calls that only tell something about the driver and the node: 1 minute. Some drivers ask their cloud.
     pub info: Duration,
@@ -144,6 +146,48 @@ impl Driver {
         let request = csi::NodeGetCapabilitiesRequest {};
         let answer = self.ask(call, None, within, request, ask!(NodeClient.node_get_capabilities)).await?;
         Ok(answer::capabilities(answer))
+    }
+
+    /// Has the driver's controller make a volume. A volume that it made by that name before is the answer again.
+    ///
+    /// # Errors
+    /// As of every call; an answer without an id is an invalid one. After one that is not final there may be a volume.
+    pub async fn create(&self, create: &Create) -> Result<Created, Error> {
+        let call = Call::CreateVolume;
+        // The volume has no id yet.
+        let volume = VolumeId::new(&create.name).map_err(|e| self.invalid(call, None, e.to_string()))?;
+        let required = |bytes: u64| csi::CapacityRange {
+            required_bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+            limit_bytes: 0,
+        };
+        let reachable = || {
+            let topology = csi::Topology { segments: map(&create.topology) };
+            csi::TopologyRequirement { requisite: vec![topology.clone()], preferred: vec![topology] }
+        };
+        let request = csi::CreateVolumeRequest {
+            name: create.name.clone(),
+            capacity_range: create.required_bytes.map(required),
+            volume_capabilities: create.capabilities.iter().map(VolumeCapability::message).collect(),
+            parameters: map(&create.parameters),
+            secrets: map(create.secrets.reveal()),
+            accessibility_requirements: (!create.topology.is_empty()).then(reachable),
+            ..csi::CreateVolumeRequest::default()
+        };
+        let answer = self.change(call, &volume, request, ask!(ControllerClient.create_volume)).await?;
+        answer::created(answer).map_err(|reason| self.invalid(call, Some(&volume), reason))
+    }
+
+    /// Has the driver's controller delete a volume. Deleting what is not there succeeds.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn delete(&self, delete: &Delete) -> Result<(), Error> {
+        let request = csi::DeleteVolumeRequest {
+            volume_id: delete.volume.to_string(),
+            secrets: map(delete.secrets.reveal()),
+        };
+        let ask = ask!(ControllerClient.delete_volume);
+        self.change(Call::DeleteVolume, &delete.volume, request, ask).await.map(drop)
     }
 
     /// Stages the volume. Staging what is staged at the same path in the same way succeeds.

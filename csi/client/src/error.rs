@@ -9,6 +9,10 @@ use tonic::Code;
 pub enum Call {
     /// GetPluginInfo.
     GetPluginInfo,
+    /// CreateVolume.
+    CreateVolume,
+    /// DeleteVolume.
+    DeleteVolume,
     /// NodeGetInfo.
     NodeGetInfo,
     /// NodeGetCapabilities.
@@ -32,6 +36,8 @@ impl Call {
     pub fn method(self) -> &'static str {
         match self {
             Call::GetPluginInfo => "/csi.v1.Identity/GetPluginInfo",
+            Call::CreateVolume => "/csi.v1.Controller/CreateVolume",
+            Call::DeleteVolume => "/csi.v1.Controller/DeleteVolume",
             Call::NodeGetInfo => "/csi.v1.Node/NodeGetInfo",
             Call::NodeGetCapabilities => "/csi.v1.Node/NodeGetCapabilities",
             Call::NodeStageVolume => "/csi.v1.Node/NodeStageVolume",
@@ -48,6 +54,8 @@ impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Call::GetPluginInfo => "get the name and version",
+            Call::CreateVolume => "create volume",
+            Call::DeleteVolume => "delete volume",
             Call::NodeGetInfo => "get the node's info",
             Call::NodeGetCapabilities => "get the node service's capabilities",
             Call::NodeStageVolume => "stage volume",

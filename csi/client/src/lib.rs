@@ -1,6 +1,7 @@
 //! The node's client of drivers of the Container Storage Interface.
 //!
-//! A [`Driver`] is a driver behind its Unix socket, with one method for each call of the node service. The answers and
+//! A [`Driver`] is a driver behind its Unix socket, with one method for each call of the node service; a node without a
+//! control plane also has it make and delete volumes. The answers and
 //! requests are types of this crate: nothing of the generated messages, and nothing of Kubernetes, crosses its border.
 //!
 //! Plugins introduce themselves to the node in a directory of sockets: [`registration`] follows it and has the node's
@@ -26,12 +27,12 @@ mod secrets;
 pub mod testing;
 mod transport;
 
-pub use answer::{Condition, NodeCapabilities, NodeInfo, PluginInfo, Usage, VolumeStats};
+pub use answer::{Condition, Created, NodeCapabilities, NodeInfo, PluginInfo, Usage, VolumeStats};
 pub use capability::{AccessMode, AccessType, MountVolume, VolumeCapability};
 pub use driver::{Deadlines, Driver, EndedCall, Observer};
 pub use error::{Call, Error, Subject};
 pub use names::{DriverName, InvalidName, VolumeId};
-pub use request::{Expand, GetVolumeStats, Publish, Stage, Unpublish, Unstage};
+pub use request::{Create, Delete, Expand, GetVolumeStats, Publish, Stage, Unpublish, Unstage};
 pub use secrets::Secrets;
 pub use tonic::Code;
 pub use transport::ANSWER_MAX;

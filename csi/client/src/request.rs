@@ -1,4 +1,4 @@
-//! What the calls of the node service are given.
+//! What the calls of the node service, and those that make and delete volumes, are given.
 //!
 //! Paths are absolute. The caller makes a path's parent directory; the target itself is the driver's.
 
@@ -89,6 +89,48 @@ pub struct Expand {
     pub capability: VolumeCapability,
     /// The Secret that `nodeExpandSecretRef` names.
     pub secrets: Secrets,
+}
+
+/// CreateVolume: the driver makes a volume of that name, or finds the one that it made before.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Create {
+    /// The name, which tells the driver whether it has made the volume already.
+    pub name: String,
+    /// The smallest size in bytes; `None` leaves it to the driver.
+    pub required_bytes: Option<u64>,
+    /// The ways in which the volume is used.
+    pub capabilities: Vec<VolumeCapability>,
+    /// Parameters of the StorageClass, and names of the claim.
+    pub parameters: BTreeMap<String, String>,
+    /// The Secret that the StorageClass names.
+    pub secrets: Secrets,
+    /// Where the volume has to be reachable, as the driver names it; empty leaves it to the driver.
+    pub topology: BTreeMap<String, String>,
+}
+
+/// DeleteVolume.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Delete {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The Secret that the StorageClass names.
+    pub secrets: Secrets,
+}
+
+impl fmt::Debug for Create {
+    /// Shows which call it is, and no secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Create");
+        shown.field("name", &self.name).field("required_bytes", &self.required_bytes);
+        shown.field("parameters", &self.parameters).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Delete {
+    /// Shows which call it is, and no secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delete").field("volume", &self.volume).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Stage {

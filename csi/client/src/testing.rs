@@ -1,4 +1,4 @@
-//! A driver for tests: a node service in this process on a Unix socket, with faults by the call and a journal of what
+//! A driver for tests: a node service, and one that makes volumes, in this process on a Unix socket, with faults by the call and a journal of what
 //! was asked and done.
 //!
 //! Owns: the driver's directory (`csi.sock` and the volumes' data), one thread while it runs, and with
@@ -9,6 +9,7 @@
 //! The tests that read the journal find calls of one volume at the same time ([`Outcome::AtOnce`]) and stages of a
 //! staged volume ([`Outcome::Repeated`]).
 
+mod controller;
 mod fault;
 mod mounts;
 mod node;
@@ -19,6 +20,7 @@ pub use fault::{Answer, Fault};
 pub use registration::{Notified, TestRegistration};
 
 use crate::{Call, Driver, DriverName, NodeCapabilities, NodeInfo};
+use berth_csi_proto::csi::controller_server::ControllerServer;
 use fault::FaultLayer;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -41,6 +43,8 @@ pub struct Options {
     /// Whether it mounts: a directory of its own at the staging path and the target, or a file for a block volume.
     /// Needs root. Without, it makes the target and no mount.
     pub mounts: bool,
+    /// Whether it has a controller service, which makes and deletes volumes.
+    pub controller: bool,
 }
 
 impl Default for Options {
@@ -55,7 +59,7 @@ impl Default for Options {
             single_node_multi_writer: true,
             volume_mount_group: false,
         };
-        Options { name: "test.csi.example".into(), info, capabilities, mounts: false }
+        Options { name: "test.csi.example".into(), info, capabilities, mounts: false, controller: true }
     }
 }
 
@@ -95,8 +99,10 @@ pub struct Request {
     pub access_mode: String,
     /// The staging path of a publish call.
     pub staging_target_path: PathBuf,
-    /// The size of an expand call.
+    /// The size of a call that makes or expands a volume.
     pub required_bytes: i64,
+    /// Parameters of a call that makes a volume.
+    pub parameters: BTreeMap<String, String>,
 }
 
 /// What a call did.
@@ -122,6 +128,8 @@ struct State {
     running: Vec<String>,
     /// Staged volumes with their paths.
     staged: BTreeMap<(String, PathBuf), ()>,
+    /// The ids of the volumes that were made, by their names.
+    made: BTreeMap<String, String>,
     /// Targets with their volumes.
     published: BTreeMap<PathBuf, String>,
 }
@@ -166,10 +174,14 @@ impl TestDriver {
         let listener = UnixListener::bind(self.endpoint())?;
         let node = node::TestNode { dir: self.dir.clone(), state: Arc::clone(&self.state) };
         let state = Arc::clone(&self.state);
+        let controller = lock(&self.state).options.controller;
         self.thread = Some(ServerThread::start(listener, move |die| {
             tonic::transport::Server::builder()
                 .layer(FaultLayer { state, die })
                 .add_service(berth_csi_proto::csi::node_server::NodeServer::new(node.clone()))
+                .add_optional_service(
+                    controller.then(|| ControllerServer::new(controller::TestController(node.clone()))),
+                )
                 .add_service(berth_csi_proto::csi::identity_server::IdentityServer::new(node))
         })?);
         Ok(())
@@ -212,6 +224,11 @@ impl TestDriver {
     /// The volumes that are staged, with their paths.
     pub fn staged(&self) -> Vec<(String, PathBuf)> {
         lock(&self.state).staged.keys().cloned().collect()
+    }
+
+    /// The ids of the volumes that it made, by their names.
+    pub fn made(&self) -> BTreeMap<String, String> {
+        lock(&self.state).made.clone()
     }
 
     /// The targets that are published, with their volumes.

@@ -214,7 +214,8 @@ impl ControlPlane {
         let (in_use, [using, listing]) =
             volumes_in_use::start(sources, volumes, node.newest(), self.listed_volumes);
         let observing = Task::spawn(observe(facts, in_use, reports));
-        let tasks = [client, lease, pods, sending, mirrors, following, observing, csi_node, using, listing, limits];
+        let tasks =
+            [client, lease, pods, sending, mirrors, following, observing, csi_node, using, listing, limits];
         Publishing { _source: self.source, _node: node, _tasks: tasks, _serving: serving }
     }
 }

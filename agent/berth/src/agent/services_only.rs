@@ -73,8 +73,15 @@ pub(super) async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         node_ports: berth_core::ports::NODE_PORTS,
         reserved: args.cluster_dns.clone(),
     };
-    let (sources, desired) =
-        sources::start(&roots, (None, None), ranges, &NodeLabels::new(), Some(source.snapshots()), &cache);
+    let (sources, desired) = sources::start(
+        &roots,
+        (None, None),
+        ranges,
+        &NodeLabels::new(),
+        None,
+        Some(source.snapshots()),
+        &cache,
+    );
     let status =
         Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), node.clone(), Some(events)));
     let health = ServicesHealth::default();

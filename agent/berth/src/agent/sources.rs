@@ -16,6 +16,7 @@ use berth_source::{
     DesiredPod, ServiceRanges, Snapshot, Source as _, SourceKind, Sources,
     directory::{DirectoryConfig, DirectorySource},
     manifest::Mode,
+    provisioned::ProvisionedReader,
 };
 use berth_sys::clock;
 use std::{path::PathBuf, sync::Arc};
@@ -38,6 +39,7 @@ pub(crate) fn start(
     (manifests, static_pods): (Option<PathBuf>, Option<PathBuf>),
     services: ServiceRanges,
     labels: &NodeLabels,
+    provisioned: Option<ProvisionedReader>,
     cluster: Option<watch::Receiver<Arc<Snapshot>>>,
     cache: &WatchCache,
 ) -> (RunningSources, watch::Receiver<Arc<DesiredSet>>) {
@@ -50,9 +52,15 @@ pub(crate) fn start(
     for (dir, mode, name, services) in wanted {
         let Some(dir) = dir else { continue };
         sources.add(name, SourceKind::Directory { dir: dir.clone(), mode });
+        // Static pods have no claims.
+        let provisioned = provisioned.clone().filter(|_| mode == Mode::Manifests);
         let config = DirectoryConfig::new(dir, roots.node_name.clone(), mode, roots.source_state(name));
-        let directory =
-            DirectorySource::start(DirectoryConfig { services, labels: labels.clone(), ..config });
+        let directory = DirectorySource::start(DirectoryConfig {
+            services,
+            labels: labels.clone(),
+            provisioned,
+            ..config
+        });
         followed.push((name, directory.snapshots()));
         directories.push(directory);
     }

@@ -89,6 +89,9 @@ pub struct PersistentVolumeClaim {
     pub bound: bool,
     /// `status.capacity.storage`.
     pub capacity: Option<Quantity>,
+    /// What a claim that is not bound waits for, where this node binds it.
+    #[serde(default)]
+    pub pending: Option<String>,
 }
 
 impl PersistentVolumeClaim {
@@ -109,6 +112,7 @@ impl PersistentVolumeClaim {
             volume: None,
             bound: false,
             capacity: None,
+            pending: None,
         }
     }
 }
@@ -341,6 +345,34 @@ pub struct StorageClass {
     pub waits_for_pod: bool,
     /// Whether claims that name no class are of this one (annotation `storageclass.kubernetes.io/is-default-class`).
     pub is_default: bool,
+    /// `provisioner`: the CSI driver that makes volumes of the class.
+    pub provisioner: String,
+    /// `parameters`.
+    pub parameters: BTreeMap<String, String>,
+    /// `reclaimPolicy`, default Delete.
+    pub reclaim: ReclaimPolicy,
+    /// `mountOptions`.
+    pub mount_options: Vec<String>,
+}
+
+impl StorageClass {
+    /// A class whose volumes that provisioner makes, with the API's defaults.
+    pub fn new(name: impl Into<String>, provisioner: impl Into<String>) -> StorageClass {
+        StorageClass {
+            name: name.into(),
+            waits_for_pod: false,
+            is_default: false,
+            provisioner: provisioner.into(),
+            parameters: BTreeMap::new(),
+            reclaim: ReclaimPolicy::Delete,
+            mount_options: Vec::new(),
+        }
+    }
+
+    /// Whether a driver makes its volumes; without one an administrator does.
+    pub fn is_provisioned(&self) -> bool {
+        !matches!(self.provisioner.as_str(), "" | "kubernetes.io/no-provisioner")
+    }
 }
 
 /// An object of storage that is known.

@@ -10,8 +10,10 @@ use std::{collections::BTreeSet, sync::Arc};
 
 /// The pod with the groups of its volumes among its supplemental groups.
 pub fn with_volume_groups(pod: &Arc<Pod>, objects: &Objects) -> Arc<Pod> {
-    let mut extra: BTreeSet<u32> =
-        pod.mounted_volumes().filter_map(|volume| group(pod, objects, &volume.source, &volume.name)).collect();
+    let mut extra: BTreeSet<u32> = pod
+        .mounted_volumes()
+        .filter_map(|volume| group(pod, objects, &volume.source, &volume.name))
+        .collect();
     extra.retain(|gid| !pod.security.supplemental_groups.contains(gid));
     let mut pod = Arc::clone(pod);
     if !extra.is_empty() {

@@ -113,7 +113,12 @@ pub fn resolve(
         return Err(refuse("PVC is being deleted".to_owned()));
     }
     let bound = claim.volume.as_ref().filter(|_| claim.bound);
-    let bound = bound.ok_or_else(|| refuse("PVC is not bound".to_owned()))?;
+    let bound = bound.ok_or_else(|| {
+        refuse(match &claim.pending {
+            Some(why) => format!("PVC is not bound: {why}"),
+            None => "PVC is not bound".to_owned(),
+        })
+    })?;
     let kind = ObjectKind::PersistentVolume;
     let found = known(kind, bound, objects.persistent_volume(namespace, bound))?.ok_or_else(|| {
         refuse(format!("failed to fetch PV {bound:?} from API server: persistentvolumes {bound:?} not found"))

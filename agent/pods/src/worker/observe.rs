@@ -82,8 +82,8 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     pub(super) fn refreshed(&mut self, refreshed: Result<Result<(), Failure>, JoinError>) {
         let failure = match refreshed {
             Ok(Ok(())) => {
-                let again = wants_republish(self.pod(), &self.objects)
-                    || wants_expansion(self.pod(), &self.objects);
+                let again =
+                    wants_republish(self.pod(), &self.objects) || wants_expansion(self.pod(), &self.objects);
                 if again {
                     self.refresh_at.get_or_insert(self.executor.now().boottime + REPUBLISH);
                 }

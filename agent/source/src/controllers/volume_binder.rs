@@ -4,10 +4,14 @@
 //! volumes come. A volume whose claim is gone stays taken, whatever its reclaim policy is, until its own manifest is
 //! gone: no other claim gets the data of the one before, and the node deletes none. A claim that comes back under its
 //! name has its volume again.
+//!
+//! A claim for which no volume fits, and whose class has a driver, is a request to have one made
+//! ([`crate::provisioned`]). What was made is set aside for it.
 
 use crate::{
     DesiredPod, Error,
     manifest::{StorageKey, StorageManifest},
+    provisioned::{Provisioned, StorageClaims},
 };
 use berth_core::{
     ids::{Namespace, PodUid},
@@ -16,7 +20,10 @@ use berth_core::{
         StorageClass, StorageObject, VolumeSource,
     },
     refs::ephemeral_claim,
-    volume::bind::{Bindings, ClaimName, bind},
+    volume::{
+        bind::{Bindings, ClaimName, bind},
+        provision::ProvisionRequest,
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -51,8 +58,9 @@ pub(crate) struct VolumeBinder {
     /// The bindings changed since they were written.
     unsaved: bool,
     /// What the last objects were made from.
-    seen: Option<(Arc<Objects>, Manifests, Pods)>,
+    seen: Option<(Arc<Objects>, Manifests, Pods, Arc<Provisioned>)>,
     filled: Arc<Objects>,
+    claims: Arc<StorageClaims>,
 }
 
 impl VolumeBinder {
@@ -79,7 +87,16 @@ impl VolumeBinder {
             claims.into_iter().map(move |(claim, volume)| ((namespace.clone(), claim), volume))
         };
         let bindings = journal.bindings.into_iter().flat_map(of).collect();
-        VolumeBinder { node, path, bindings, unreadable, unsaved: false, seen: None, filled: Arc::default() }
+        VolumeBinder {
+            node,
+            path,
+            bindings,
+            unreadable,
+            unsaved: false,
+            seen: None,
+            filled: Arc::default(),
+            claims: Arc::default(),
+        }
     }
 
     /// The objects with the claims, and the volumes that are bound to them. With `whole` the manifests are all there are: a
@@ -89,26 +106,46 @@ impl VolumeBinder {
         objects: &Arc<Objects>,
         manifests: &Manifests,
         pods: &Pods,
+        made: Option<&Arc<Provisioned>>,
         whole: bool,
     ) -> Arc<Objects> {
+        let made = made.cloned().unwrap_or_default();
         if manifests.is_empty() && self.bindings.is_empty() {
+            self.claims = Arc::new(StorageClaims { whole: objects.is_listed(), ..StorageClaims::default() });
             return Arc::clone(objects);
         }
-        let same = self.seen.as_ref().is_some_and(|(o, m, p)| {
-            Arc::ptr_eq(o, objects) && Arc::ptr_eq(m, manifests) && Arc::ptr_eq(p, pods)
+        let same = self.seen.as_ref().is_some_and(|(o, m, p, made_before)| {
+            Arc::ptr_eq(o, objects)
+                && Arc::ptr_eq(m, manifests)
+                && Arc::ptr_eq(p, pods)
+                && *made_before == made
         });
         if same {
             return Arc::clone(&self.filled);
         }
-        self.seen = Some((Arc::clone(objects), Arc::clone(manifests), Arc::clone(pods)));
-        let sorted = Sorted::of(manifests);
-        self.bind(&sorted, pods, whole && objects.is_listed());
+        self.seen = Some((Arc::clone(objects), Arc::clone(manifests), Arc::clone(pods), Arc::clone(&made)));
+        let mut sorted = Sorted::of(manifests);
+        sorted.volumes.extend(made.volumes.iter().cloned());
+        let used = used(pods);
+        self.bind(&sorted, &used, whole && objects.is_listed());
         let mut filled = Objects::clone(objects);
+        let mut requests = Vec::new();
         for claim in &sorted.claims {
-            let bound = self.bindings.get(&(claim.namespace.clone(), claim.name.clone()));
+            let name = (claim.namespace.clone(), claim.name.clone());
+            let bound = self.bindings.get(&name);
             let volume = bound.and_then(|name| sorted.volumes.iter().find(|v| v.name == *name));
-            put(&mut filled, claim, bound, volume);
+            let mut claim = Arc::clone(claim);
+            if bound.is_none() && !self.unreadable {
+                let (request, pending) = sorted.request(&claim, used.contains(&name));
+                let pending =
+                    made.problems.get(&name).filter(|_| request.is_some()).cloned().unwrap_or(pending);
+                requests.extend(request);
+                Arc::make_mut(&mut claim).pending = Some(pending);
+            }
+            put(&mut filled, &claim, bound, volume);
         }
+        let claims = sorted.claims.iter().map(|c| (c.namespace.clone(), c.name.clone())).collect();
+        self.claims = Arc::new(StorageClaims { whole: objects.is_listed(), claims, used, requests });
         if !sorted.drivers.is_empty() {
             filled.set_csi_drivers(Arc::new(sorted.drivers));
         }
@@ -119,14 +156,20 @@ impl VolumeBinder {
         Arc::clone(&self.filled)
     }
 
-    fn bind(&mut self, sorted: &Sorted, pods: &Pods, listed: bool) {
+    /// The claims of the last objects. `whole`: the manifests are all there are.
+    pub(crate) fn claims(&self, whole: bool) -> Arc<StorageClaims> {
+        match self.claims.whole && !whole {
+            true => Arc::new(StorageClaims { whole, ..StorageClaims::clone(&self.claims) }),
+            false => Arc::clone(&self.claims),
+        }
+    }
+
+    fn bind(&mut self, sorted: &Sorted, used: &BTreeSet<ClaimName>, listed: bool) {
         if self.unreadable {
             return;
         }
-        let used = used(pods);
         let waits = |claim: &&Arc<PersistentVolumeClaim>| {
-            let class = claim.class.as_deref().unwrap_or_default();
-            sorted.classes.iter().any(|c| c.name == class && c.waits_for_pod)
+            sorted.class_of(claim).is_some_and(|class| class.waits_for_pod)
         };
         let name = |claim: &PersistentVolumeClaim| (claim.namespace.clone(), claim.name.clone());
         let pending: BTreeSet<ClaimName> =
@@ -223,6 +266,36 @@ struct Sorted {
 }
 
 impl Sorted {
+    fn class_of(&self, claim: &PersistentVolumeClaim) -> Option<&Arc<StorageClass>> {
+        let class = claim.class.as_deref().unwrap_or_default();
+        self.classes.iter().find(|c| c.name == class)
+    }
+
+    /// The request of a claim that is not bound, if a driver is to make its volume, and what the claim waits for.
+    fn request(&self, claim: &Arc<PersistentVolumeClaim>, used: bool) -> (Option<ProvisionRequest>, String) {
+        let no = |why: String| (None, why);
+        let Some(class) = self.class_of(claim) else {
+            return no(match claim.class.as_deref().unwrap_or_default() {
+                "" => "no persistent volume fits, and the claim has no StorageClass".to_owned(),
+                class => format!("no persistent volume fits, and there is no StorageClass {class:?}"),
+            });
+        };
+        if class.waits_for_pod && !used {
+            return no("no pod uses it yet".to_owned());
+        }
+        if !class.is_provisioned() {
+            return no("no persistent volume fits".to_owned());
+        }
+        if claim.volume.is_some() {
+            return no("the persistent volume that it names does not fit or is not there".to_owned());
+        }
+        if !claim.selector.is_empty() {
+            return no("no persistent volume fits, and a claim with a selector is not provisioned".to_owned());
+        }
+        let waits = format!("CSI driver {} has to make its volume", class.provisioner);
+        (Some(ProvisionRequest { claim: Arc::clone(claim), class: Arc::clone(class) }), waits)
+    }
+
     /// A claim that names no class has the default one, as the API server's admission gives it.
     fn of(manifests: &Manifests) -> Sorted {
         let mut sorted = Sorted::default();

@@ -60,6 +60,7 @@ pub(crate) fn claim(
         volume: spec.volume_name.clone().filter(|name| !name.is_empty()),
         bound: status.phase.as_deref() == Some("Bound"),
         capacity: storage_of(at, status.capacity.as_ref())?,
+        pending: None,
     })
 }
 
@@ -214,7 +215,15 @@ pub(crate) fn storage_class(
     let is_default =
         annotation(&object.metadata, "storageclass.kubernetes.io/is-default-class") == Some("true");
     let mode = object.volume_binding_mode.as_deref();
-    Ok(StorageClass { name, waits_for_pod: choice(&at.key("volumeBindingMode"), mode, modes)?, is_default })
+    let policies = &[("Delete", ReclaimPolicy::Delete), ("Retain", ReclaimPolicy::Retain)];
+    Ok(StorageClass {
+        waits_for_pod: choice(&at.key("volumeBindingMode"), mode, modes)?,
+        is_default,
+        parameters: object.parameters.clone().unwrap_or_default(),
+        reclaim: choice(&at.key("reclaimPolicy"), object.reclaim_policy.as_deref(), policies)?,
+        mount_options: object.mount_options.clone().unwrap_or_default(),
+        ..StorageClass::new(name, &*object.provisioner)
+    })
 }
 
 /// A VolumeAttachment.

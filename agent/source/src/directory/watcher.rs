@@ -14,6 +14,7 @@ use crate::{
     DesiredService, ManifestError, Snapshot, UnallocatedService,
     controllers::{cluster_ips::ClusterIpAllocator, volume_binder::VolumeBinder},
     manifest::ManifestContext,
+    provisioned::ProvisionedReader,
 };
 use berth_core::{ids::PodKey, model::NodeInfo, shared::Shared, time::Wall};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -120,8 +121,10 @@ impl DirectoryWatcher {
             let now = Instant::now();
             let full_scan = self.full_scan_due.saturating_duration_since(now);
             let timeout = self.events.next_quiet(now).map_or(full_scan, |quiet| quiet.min(full_scan));
-            let Some(woken) = wait(stop, &self.events, timeout) else { return };
-            due = !woken || self.read_events() || Instant::now() >= self.full_scan_due;
+            let provisioned = self.cfg.provisioned.as_ref();
+            let Some(woken) = wait(stop, &self.events, provisioned, timeout) else { return };
+            let made = provisioned.is_some_and(ProvisionedReader::take);
+            due = !woken || self.read_events() || made || Instant::now() >= self.full_scan_due;
         }
     }
 
@@ -343,8 +346,10 @@ impl DirectoryWatcher {
         let merged = self.index.settle();
         // A file that was never good may define Services that have addresses already: none is freed meanwhile.
         let services = self.allocator.fill(&merged.services, listed && self.never_good.is_empty()).clone();
-        let objects =
-            self.binder.fill(&merged.objects, &merged.storage, &merged.pods, self.never_good.is_empty());
+        let made = self.cfg.provisioned.as_ref().map(ProvisionedReader::now);
+        let whole = self.never_good.is_empty();
+        let objects = self.binder.fill(&merged.objects, &merged.storage, &merged.pods, made.as_ref(), whole);
+        let storage = self.binder.claims(listed && whole);
         let (pods, slices) = (Arc::clone(&merged.pods), merged.slices.clone());
         if let Err(error) = self.binder.save() {
             tracing::warn!(%error, "cannot save which claim has which volume: after a restart a claim may get another; tried again at the next scan");
@@ -378,6 +383,7 @@ impl DirectoryWatcher {
             slices_pending,
             errors,
             unallocated,
+            storage,
             version,
         };
         if !next.is(&before) {
@@ -423,8 +429,14 @@ fn just_written(stamp: &Stamp, now: Wall) -> Option<Duration> {
 }
 
 /// Waits for an event (`true`) or the timeout (`false`); `None` if the source is to end.
-fn wait(stop: &UnixStream, events: &DirectoryEvents, timeout: Duration) -> Option<bool> {
+fn wait(
+    stop: &UnixStream,
+    events: &DirectoryEvents,
+    provisioned: Option<&ProvisionedReader>,
+    timeout: Duration,
+) -> Option<bool> {
     let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    fds.extend(provisioned.map(|made| PollFd::new(made.descriptor(), PollFlags::POLLIN)));
     fds.extend(events.descriptor().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
     // Rounded up, so that the wait does not end just before the time.
     let millis = i32::try_from(timeout.as_millis().saturating_add(1)).unwrap_or(i32::MAX);

@@ -22,6 +22,7 @@ use berth_core::{
     },
 };
 use berth_csi_client::{Code, Expand, Secrets};
+use berth_sys::failpoint::step;
 use std::{
     collections::BTreeMap,
     pin::Pin,
@@ -33,12 +34,12 @@ use std::{
 const PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
 
 /// An answer of the API server, or why there is none.
-pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<ClaimSize, String>> + Send + 'a>>;
+pub type ClaimAnswer<'a> = Pin<Box<dyn Future<Output = Result<ClaimSize, String>> + Send + 'a>>;
 
 /// The claims of a control plane.
 pub trait Claims: Send + Sync {
     /// What a claim says of its size now.
-    fn size<'a>(&'a self, claim: &'a ClaimOfVolume) -> Answer<'a>;
+    fn size<'a>(&'a self, claim: &'a ClaimOfVolume) -> ClaimAnswer<'a>;
 
     /// Changes the status of a claim, which said `before`. Returns what it says after that.
     fn change<'a>(
@@ -46,7 +47,7 @@ pub trait Claims: Send + Sync {
         claim: &'a ClaimOfVolume,
         before: &'a ClaimSize,
         change: &'a SizeChange,
-    ) -> Answer<'a>;
+    ) -> ClaimAnswer<'a>;
 
     /// Reports an event of a pod, and of the claim as well if it is of both.
     fn tell(&self, pod: &Pod, claim: Option<&ClaimOfVolume>, event: Event);
@@ -165,7 +166,11 @@ impl Volumes {
             Ok(_) => return Ok(()),
             Err(error) => {
                 // The pod may use what it has. The next refresh asks again.
-                tracing::warn!(volume = spec.name, error, "cannot ask for the claim of a volume that has grown");
+                tracing::warn!(
+                    volume = spec.name,
+                    error,
+                    "cannot ask for the claim of a volume that has grown"
+                );
                 return Ok(());
             }
         };
@@ -228,7 +233,8 @@ impl Volumes {
             }
             Err(failed) => failed,
         };
-        let (next, changed) = after_failure(&claim, call, failure, inner.failures.has_failed_finally(&paths.key));
+        let (next, changed) =
+            after_failure(&claim, call, failure, inner.failures.has_failed_finally(&paths.key));
         if next == AfterFailure::Done {
             return paths.set_size(bytes).map_err(|e| Chain(&e).to_string());
         }
@@ -298,7 +304,7 @@ impl Volumes {
             capability: spec.capability(driver),
             secrets: growth.secrets.clone().ok_or_else(unknown)?,
         };
-        let result = driver.call(driver.driver.expand(&request));
+        let result = step("csi-expand", || driver.call(driver.driver.expand(&request)));
         result.map(drop).map_err(|error| (failure(&error), Chain(&error).to_string()))
     }
 }

@@ -34,7 +34,7 @@ struct TestClaims {
 }
 
 impl Claims for Arc<TestClaims> {
-    fn size<'a>(&'a self, _claim: &'a ClaimOfVolume) -> Answer<'a> {
+    fn size<'a>(&'a self, _claim: &'a ClaimOfVolume) -> ClaimAnswer<'a> {
         let answer = match self.away.load(Ordering::SeqCst) {
             true => Err("connection refused".to_owned()),
             false => Ok(self.size.lock().unwrap().clone()),
@@ -47,7 +47,7 @@ impl Claims for Arc<TestClaims> {
         claim: &'a ClaimOfVolume,
         before: &'a ClaimSize,
         change: &'a SizeChange,
-    ) -> Answer<'a> {
+    ) -> ClaimAnswer<'a> {
         let mut size = self.size.lock().unwrap();
         let version: u32 = size.version.parse().unwrap();
         if *before == *size {
@@ -601,9 +601,8 @@ fn a_walk_over_a_volumes_files_holds_up_its_own_pod_alone() {
     for gid in 7000..7050 {
         let mut walking = claiming("a", &["v"]);
         walking.security.fs_group = Some(gid);
-        let published = || {
-            world.driver.journal().iter().filter(|e| e.call == Call::NodePublishVolume).count()
-        };
+        let published =
+            || world.driver.journal().iter().filter(|e| e.call == Call::NodePublishVolume).count();
         let before = published();
         std::thread::scope(|scope| {
             let mounting = scope.spawn(|| world.mount(&walking));
@@ -803,7 +802,9 @@ fn tokens_go_among_the_secrets_where_the_driver_wants_them_there() {
         world.put(csi("v"));
         let p = claiming("a", &["v"]);
         let token = Token { text: "precious".into(), expires: berth_core::time::Wall(0) };
-        world.objects.put_token(TokenRef::new(&p, Some("vault"), 600), berth_core::value::Value::Known(token));
+        world
+            .objects
+            .put_token(TokenRef::new(&p, Some("vault"), 600), berth_core::value::Value::Known(token));
         world.mount(&p).unwrap();
         let published = world.driver.journal().pop().unwrap().request;
         let key = "csi.storage.k8s.io/serviceAccount.tokens";

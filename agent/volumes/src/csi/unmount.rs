@@ -158,6 +158,25 @@ impl Volumes {
         }
     }
 
+    /// Whether a pod or the node has the volume of that driver, or may have it.
+    ///
+    /// # Errors
+    ///
+    /// A record cannot be read.
+    pub fn has_volume(&self, driver: &str, handle: &str) -> io::Result<bool> {
+        let is = |record: &Record| record.driver_name == driver && record.volume_handle == handle;
+        if record::staged(&plugin_dir(&self.roots))?.all()?.iter().any(|(record, ..)| is(record)) {
+            return Ok(true);
+        }
+        for name in record::names(&self.pods_dir())? {
+            let Ok(uid) = PodUid::new(name) else { continue };
+            if record::of_pod(&self.pod_dir(&uid))?.all()?.iter().any(|volume| is(&volume.record)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The attached volumes that are or may be in use on the node, by the names that `status.volumesInUse` of the Node has
     /// for them.
     ///

@@ -156,6 +156,8 @@ fn with_trailers(bytes: Bytes) -> Body {
 fn call_of(path: &str) -> Option<Call> {
     Some(match path.rsplit('/').next()? {
         "GetPluginInfo" => Call::GetPluginInfo,
+        "CreateVolume" => Call::CreateVolume,
+        "DeleteVolume" => Call::DeleteVolume,
         "NodeGetInfo" => Call::NodeGetInfo,
         "NodeGetCapabilities" => Call::NodeGetCapabilities,
         "NodeStageVolume" => Call::NodeStageVolume,

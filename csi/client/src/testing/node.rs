@@ -16,10 +16,10 @@ pub(super) struct TestNode {
     pub(super) state: Shared,
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(super) type Answer<T> = Result<Response<T>, Status>;
 
 /// A call of a volume, while it runs.
-struct Running<'a> {
+pub(super) struct Running<'a> {
     node: &'a TestNode,
     call: Call,
     volume: String,
@@ -29,7 +29,13 @@ struct Running<'a> {
 
 impl TestNode {
     /// Begins a call of a volume. One that runs at the same time is refused.
-    fn begin(&self, call: Call, volume: String, path: &str, carried: Carried) -> Result<Running<'_>, Status> {
+    pub(super) fn begin(
+        &self,
+        call: Call,
+        volume: String,
+        path: &str,
+        carried: Carried,
+    ) -> Result<Running<'_>, Status> {
         if volume.is_empty() || path.is_empty() {
             return Err(Status::invalid_argument("a volume and a path are needed"));
         }
@@ -55,7 +61,7 @@ impl TestNode {
 
 impl Running<'_> {
     /// Writes the call into the journal.
-    fn end(&self, outcome: Outcome) {
+    pub(super) fn end(&self, outcome: Outcome) {
         let entry = Entry {
             call: self.call,
             volume: self.volume.clone(),
@@ -66,7 +72,7 @@ impl Running<'_> {
         lock(&self.node.state).journal.push(entry);
     }
 
-    fn refuse(&self, status: Status) -> Status {
+    pub(super) fn refuse(&self, status: Status) -> Status {
         self.end(Outcome::Refused);
         status
     }

@@ -35,8 +35,7 @@ async fn run(mut latest: Latest, mut plugins: PluginWatch, refresher: Refresher)
             let objects = latest.borrow_and_update().objects();
             let plugins = plugins.borrow_and_update();
             let period = |name: &DriverName| Some((name.clone(), period(&objects, name)?));
-            let periods: BTreeMap<DriverName, Duration> =
-                plugins.drivers.keys().filter_map(period).collect();
+            let periods: BTreeMap<DriverName, Duration> = plugins.drivers.keys().filter_map(period).collect();
             (periods, exhausted(&objects))
         };
         let now = Instant::now();

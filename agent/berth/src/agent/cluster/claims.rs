@@ -8,7 +8,7 @@ use berth_core::{
 };
 use berth_kube::pool::Pool;
 use berth_sys::clock;
-use berth_volumes::{Answer, ClaimOfVolume, Claims};
+use berth_volumes::{ClaimAnswer, ClaimOfVolume, Claims};
 
 /// Reads and changes claims, and reports events.
 pub(super) struct ClaimsOfVolumes {
@@ -23,7 +23,7 @@ impl ClaimsOfVolumes {
 }
 
 impl Claims for ClaimsOfVolumes {
-    fn size<'a>(&'a self, claim: &'a ClaimOfVolume) -> Answer<'a> {
+    fn size<'a>(&'a self, claim: &'a ClaimOfVolume) -> ClaimAnswer<'a> {
         Box::pin(self.sizes.get(claim.namespace.as_str(), &claim.name))
     }
 
@@ -32,7 +32,7 @@ impl Claims for ClaimsOfVolumes {
         claim: &'a ClaimOfVolume,
         before: &'a ClaimSize,
         change: &'a SizeChange,
-    ) -> Answer<'a> {
+    ) -> ClaimAnswer<'a> {
         Box::pin(self.sizes.change((claim.namespace.as_str(), &claim.name), before, change))
     }
 

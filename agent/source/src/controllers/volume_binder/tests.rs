@@ -75,11 +75,11 @@ fn a_claim_is_bound_with_its_first_pod_and_keeps_its_volume_over_restarts() {
     let listed = Arc::new(Objects::listed());
     let (storage, pods) = (manifests(STORAGE), pods(POD));
     let mut first = binder(folder.path());
-    let before = first.fill(&listed, &storage, &Pods::default(), true);
+    let before = first.fill(&listed, &storage, &Pods::default(), None, true);
     assert_eq!(volume_of(&before), None, "the class waits for the first pod");
-    let bound = first.fill(&listed, &storage, &pods, true);
+    let bound = first.fill(&listed, &storage, &pods, None, true);
     assert_eq!(volume_of(&bound).as_deref(), Some("disk.one"));
-    assert!(Arc::ptr_eq(&bound, &first.fill(&listed, &storage, &pods, true)));
+    assert!(Arc::ptr_eq(&bound, &first.fill(&listed, &storage, &pods, None, true)));
     let pod = &pods.values().next().unwrap().pod;
     let node = NodeInfo { labels: first.node.labels.clone(), ..NodeInfo::new("n1".parse().unwrap()) };
     let found = berth_core::volume::resolve(pod, &pod.volumes[0], &bound, &node);
@@ -89,7 +89,10 @@ fn a_claim_is_bound_with_its_first_pod_and_keeps_its_volume_over_restarts() {
     let smaller = STORAGE.replace("disk.one", "disk.two").replace("5Gi", "2Gi");
     let mut both = BTreeMap::clone(&storage);
     both.extend(BTreeMap::clone(&manifests(&smaller)));
-    assert_eq!(volume_of(&next.fill(&listed, &Arc::new(both), &pods, true)).as_deref(), Some("disk.one"));
+    assert_eq!(
+        volume_of(&next.fill(&listed, &Arc::new(both), &pods, None, true)).as_deref(),
+        Some("disk.one")
+    );
 }
 
 #[test]
@@ -98,18 +101,18 @@ fn a_volume_is_taken_until_its_own_manifest_is_gone() {
     let listed = Arc::new(Objects::listed());
     let mut binder = binder(folder.path());
     let pods = pods(POD);
-    binder.fill(&listed, &manifests(STORAGE), &pods, true);
+    binder.fill(&listed, &manifests(STORAGE), &pods, None, true);
     let (with_volume, claim) = STORAGE.rsplit_once("---").unwrap();
     let other = format!("{with_volume}---{}", claim.replace("name: data", "name: other"));
-    let filled = binder.fill(&listed, &manifests(&other), &Pods::default(), true);
+    let filled = binder.fill(&listed, &manifests(&other), &Pods::default(), None, true);
     let namespace: Namespace = "default".parse().unwrap();
     let Value::Known(other) = filled.claim(&namespace, "other") else { panic!() };
     assert!(!other.bound, "the data is another claim's");
     assert_eq!(binder.bindings.len(), 1);
     // Nothing is forgotten while the directory is not listed.
-    binder.fill(&Arc::default(), &Manifests::default(), &pods, true);
+    binder.fill(&Arc::default(), &Manifests::default(), &pods, None, true);
     assert_eq!(binder.bindings.len(), 1);
-    binder.fill(&listed, &Manifests::default(), &pods, true);
+    binder.fill(&listed, &Manifests::default(), &pods, None, true);
     assert_eq!(binder.bindings.len(), 0);
 }
 
