@@ -251,3 +251,6 @@ impl Provisioner {
         Provisioned { volumes: self.journal.volumes(), problems }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,6 +117,9 @@ pub enum AfterFailure {
     Again,
 }
 
+/// A change of the claim's status that has a text.
+pub type ChangeWithText = fn(String) -> SizeChange;
+
 /// What follows a failure of a call, and the change of the claim's status, whose text the caller gives. `failed_before`:
 /// an earlier call for the volume has failed finally.
 pub fn after_failure(
@@ -124,12 +127,12 @@ pub fn after_failure(
     call: &ExpansionCall,
     failure: ExpandFailure,
     failed_before: bool,
-) -> (AfterFailure, Option<fn(String) -> SizeChange>) {
+) -> (AfterFailure, Option<ChangeWithText>) {
     if failure == ExpandFailure::NotSupported && (!call.recovers || !call.tells) {
         return (AfterFailure::Done, None);
     }
     let other_size = claim.requested.as_ref().is_some_and(|asked| asked.units() != call.size.units());
-    let change: Option<fn(String) -> SizeChange> = match failure {
+    let change: Option<ChangeWithText> = match failure {
         _ if !call.recovers => None,
         ExpandFailure::Uncertain => None,
         ExpandFailure::Infeasible => Some(SizeChange::Infeasible),

@@ -73,7 +73,7 @@ impl ProvisionRequest {
         };
         let Some(name) = parameter("name") else { return Ok(None) };
         let namespace = parameter("namespace").unwrap_or_default();
-        let namespace = Namespace::new(&*namespace).map_err(|_| {
+        let namespace = Namespace::new(&*namespace).map_err(|_invalid| {
             format!(
                 "StorageClass {:?}: parameter {OWN}{purpose}-secret-namespace {namespace:?} is no namespace",
                 self.class.name

@@ -123,3 +123,71 @@ fn a_torn_journal_is_set_aside() {
     assert!(binder(folder.path()).bindings.is_empty());
     assert!(folder.path().join("volume-bindings.json.torn").exists());
 }
+
+#[test]
+fn a_claim_that_no_volume_fits_asks_its_driver_for_one_and_keeps_it() {
+    const DYNAMIC: &str = r"
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: fast}
+provisioner: d.io
+volumeBindingMode: WaitForFirstConsumer
+parameters: {share: /srv}
+mountOptions: [noatime]
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: fast
+  resources: {requests: {storage: 1Gi}}
+";
+    use berth_core::volume::provision::{MadeVolume, Provisioning};
+    let folder = tempfile::tempdir().unwrap();
+    let listed = Arc::new(Objects::listed());
+    let (storage, pods) = (manifests(DYNAMIC), pods(POD));
+    let mut binder = binder(folder.path());
+    let pending = |objects: &Objects| {
+        let Value::Known(claim) = objects.claim(&"default".parse().unwrap(), "data") else { panic!() };
+        claim.pending.clone().unwrap_or_default()
+    };
+    let filled = binder.fill(&listed, &storage, &Pods::default(), None, true);
+    assert_eq!(pending(&filled), "no pod uses it yet");
+    assert!(binder.claims(true).requests.is_empty());
+    let filled = binder.fill(&listed, &storage, &pods, None, true);
+    assert_eq!(pending(&filled), "CSI driver d.io has to make its volume");
+    let claims = binder.claims(true);
+    assert!(claims.whole && !binder.claims(false).whole);
+    let [request] = &claims.requests[..] else { panic!("{claims:?}") };
+    assert_eq!((request.class.parameters["share"].as_str(), claims.used.len()), ("/srv", 1));
+    let problems = BTreeMap::from([(request.claim_name(), "no room".to_owned())]);
+    let problem = Arc::new(Provisioned { problems, ..Provisioned::default() });
+    let filled = binder.fill(&listed, &storage, &pods, Some(&problem), true);
+    assert_eq!(pending(&filled), "no room");
+    let pod = &pods.values().next().unwrap().pod;
+    let node = NodeInfo::new("n1".parse().unwrap());
+    let waits = berth_core::volume::resolve(pod, &pod.volumes[0], &filled, &node).unwrap_err().to_string();
+    assert_eq!(waits, "error processing PVC default/data: PVC is not bound: no room");
+    let made = MadeVolume { handle: "h".into(), attributes: BTreeMap::new(), bytes: Some(1 << 30) };
+    let made = Provisioning { made: Some(made), ..Provisioning::new(request.clone()) };
+    let made = Provisioned { volumes: vec![Arc::new(made.volume().unwrap())], ..Provisioned::default() };
+    let made = Arc::new(made);
+    let filled = binder.fill(&listed, &storage, &pods, Some(&made), true);
+    assert_eq!(volume_of(&filled).unwrap(), format!("pvc-{}", request.claim.uid));
+    assert!(binder.claims(true).requests.is_empty());
+    // A volume of a manifest that would suit as well changes nothing.
+    let mut more = BTreeMap::clone(&storage);
+    let static_one = BTreeMap::clone(&manifests(&STORAGE.replace("local\n  local", "fast\n  local")));
+    more.extend(static_one.into_iter().filter(|(key, _)| key.0 == "PersistentVolume"));
+    assert_eq!(more.len(), 3);
+    let filled = binder.fill(&listed, &Arc::new(more), &pods, Some(&made), true);
+    assert_eq!(volume_of(&filled).unwrap(), format!("pvc-{}", request.claim.uid));
+    // Without its claim it is nobody's, and once it is deleted nothing is left.
+    let class_alone = manifests(DYNAMIC.rsplit_once("---").unwrap().0);
+    binder.fill(&listed, &class_alone, &Pods::default(), Some(&made), true);
+    assert!(binder.claims(true).claims.is_empty() && binder.claims(true).whole);
+    assert_eq!(binder.bindings.len(), 1, "a claim that comes back has its volume again");
+    binder.fill(&listed, &Manifests::default(), &Pods::default(), None, true);
+    assert!(binder.bindings.is_empty() && binder.claims(true).whole);
+}
