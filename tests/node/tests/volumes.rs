@@ -131,3 +131,57 @@ fn a_driver_that_dies_holds_up_its_own_pods_alone_and_stages_once() {
         Ok(())
     });
 }
+
+#[test]
+fn a_driver_makes_the_volume_of_a_claim_and_deletes_it_after_the_claim() {
+    let dir = tempfile::Builder::new().prefix("berth-csi-").tempdir().unwrap();
+    let driver = TestDriver::start(dir.path(), Options { mounts: true, ..Options::default() }).unwrap();
+    on_a_node(Build::Plain, |node| {
+        let registry = node.roots.pod_state.join("plugins_registry");
+        fs::create_dir_all(&registry)?;
+        let class = "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: made}\n\
+                     provisioner: test.csi.example\nvolumeBindingMode: WaitForFirstConsumer\n";
+        node.apply("class.yaml", class)?;
+        let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec:\n  \
+                     accessModes: [ReadWriteOnce]\n  storageClassName: made\n  \
+                     resources: {requests: {storage: 1Mi}}\n";
+        node.apply("claim.yaml", claim)?;
+        let script = "echo first >> /data/all; exec sleep infinity";
+        apply(node, "first", &claiming("first", "data", "", script))?;
+        // What the claim waits for is told.
+        wait::until("the claim says that its driver is missing", PATIENCE, || {
+            let text = node.berth(&["volumes"]).map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
+            text.is_ok_and(|text| {
+                text.contains("CSI driver test.csi.example is not registered with this node")
+            })
+        })?;
+        let socket = registry.join("test.sock");
+        let registration = TestRegistration::start(
+            &socket,
+            "CSIPlugin",
+            "test.csi.example",
+            &driver.endpoint(),
+            &["1.0.0"],
+        )?;
+        wait::until("the volume is made", PATIENCE, || driver.made().len() == 1)?;
+        let id = driver.made().into_values().next().context("the volume")?;
+        let file = driver.data(&id).join("all");
+        wrote(node, &file, "first")?;
+        // With the agent away everything goes, but for the pod.
+        node.kill_agent()?;
+        node.remove("claim.yaml")?;
+        node.start_agent()?;
+        node.ready("default/first")?;
+        ensure!(file.exists(), "a pod has the volume");
+        node.remove("first.yaml")?;
+        node.gone("default/first", PATIENCE)?;
+        wait::until("the volume is deleted", PATIENCE, || driver.made().is_empty())?;
+        ensure!(!driver.data(&id).exists());
+        let journal = driver.journal();
+        let count = |call| journal.iter().filter(|e| e.call == call).count();
+        ensure!(count(Call::CreateVolume) == 1 && count(Call::DeleteVolume) == 1, "{journal:#?}");
+        ensure!(journal.iter().all(|e| e.outcome == Outcome::Done), "{journal:#?}");
+        drop(registration);
+        Ok(())
+    });
+}
