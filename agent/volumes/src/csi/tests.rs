@@ -18,11 +18,15 @@ use std::{
     path::Path,
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 use tokio::{runtime::Runtime, sync::watch};
+
+/// Deadline of calls that are answered, on a machine that is busy, and of those that are not; in milliseconds.
+const PATIENCE: u64 = 20_000;
+const IMPATIENCE: u64 = 300;
 
 /// Claims as an API server has them: what they say, the changes, and the events.
 #[derive(Default)]
@@ -78,6 +82,8 @@ struct World {
     objects: Objects,
     listed: watch::Sender<Arc<BTreeSet<String>>>,
     claims: Arc<TestClaims>,
+    /// Deadline of the driver's calls in milliseconds.
+    patience: Arc<AtomicU64>,
     _runtime: Runtime,
     // Dropped last: the driver's directory.
     _dir: tempfile::TempDir,
@@ -104,14 +110,14 @@ impl World {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let mut node = Node::new();
-        let short = Deadlines {
-            volume: Duration::from_millis(300),
-            info: Duration::from_millis(300),
-            stats: Duration::from_millis(300),
-        };
-        let client = driver.client().unwrap().with_deadlines(short);
+        let client = driver.client().unwrap();
+        let patience = Arc::new(AtomicU64::new(PATIENCE));
+        let of_calls = Arc::clone(&patience);
         let find: FindDriver = Box::new(move |name: &DriverName| {
-            (name == client.name()).then(|| (client.clone(), options.capabilities))
+            let within = Duration::from_millis(of_calls.load(Ordering::SeqCst));
+            let deadlines = Deadlines { volume: within, info: within, stats: within };
+            let client = client.clone().with_deadlines(deadlines);
+            (name == client.name()).then_some((client, options.capabilities))
         });
         let (listed, listing) = watch::channel(Arc::default());
         let claims = Arc::new(TestClaims::default());
@@ -124,7 +130,7 @@ impl World {
         };
         let mut objects = Objects::listed();
         objects.put_secret(secret);
-        World { node, driver, objects, listed, claims, _runtime: runtime, _dir: dir }
+        World { node, driver, objects, listed, claims, patience, _runtime: runtime, _dir: dir }
     }
 
     fn put(&mut self, volume: PersistentVolume) {
@@ -352,6 +358,9 @@ fn every_fault_of_every_call_leads_to_the_same_end() {
                 let p = claiming("a", &["v"]);
                 let lies = matches!(answer, Answer::Code(Code::Internal)) && effect;
                 let dies = matches!(answer, Answer::Dies);
+                if matches!(answer, Answer::Late(_) | Answer::Never) {
+                    world.patience.store(IMPATIENCE, Ordering::SeqCst);
+                }
                 world.driver.fault(call, Fault { effect, answer });
                 let restart = |world: &mut World| {
                     if dies {
@@ -395,7 +404,10 @@ fn a_pod_that_goes_while_a_publish_is_uncertain_has_it_undone() {
     world.put(csi("v"));
     let p = claiming("a", &["v"]);
     world.driver.fault(Call::NodePublishVolume, Fault::after(Answer::Never));
+    // Long enough for the staging before it.
+    world.patience.store(2_000, Ordering::SeqCst);
     let error = world.mount(&p).unwrap_err();
+    world.patience.store(PATIENCE, Ordering::SeqCst);
     let message = error.event().message;
     assert!(message.starts_with("MountVolume.SetUp failed for volume \"v\" : cannot publish volume handle-of-v by driver test.csi.example: "), "{message}");
     assert_eq!(world.driver.published().len(), 1, "it was done all the same");
