@@ -8,7 +8,7 @@ use crate::{
     names::NetworkId,
     netlink::Netlink,
     netns::Netns,
-    output,
+    output, retired,
 };
 use berth_cni_ipam::{Key, Options, Store, boot_id, now};
 use serde_json::Value;
@@ -54,9 +54,14 @@ fn add(environment: &Environment, config: &Config) -> Result<Value, Error> {
     Ok(output::result(network.version, &attachment, netns.path(), &plan.dns))
 }
 
-/// Needs no namespace: the pair is deleted by its host end. Succeeds if nothing is left to do.
+/// Needs no namespace: the pair is retired by its host end. Succeeds if nothing is left to do.
 fn del(environment: &Environment, config: &Config) -> Result<(), Error> {
-    remove(&mut open_host()?, &config.network()?, &environment.key()?)
+    let (mut host, network) = (open_host()?, config.network()?);
+    if retire(&mut host, &network, &environment.key()?)? && retired::delete_soon(&network.journal).is_err() {
+        // No process can be started: the devices are deleted here.
+        return retired::delete(&mut host);
+    }
+    Ok(())
 }
 
 fn check(environment: &Environment, config: &Config) -> Result<(), Error> {
@@ -101,8 +106,10 @@ fn gc(config: &Config) -> Result<(), Error> {
     unused.extend(links.iter().filter_map(|l| id.key_of_alias(l.alias.as_deref()?)));
     let mut errors: Vec<Error> = Vec::new();
     for key in unused.difference(&valid) {
-        errors.extend(remove(&mut host, &network, key).err());
+        errors.extend(retire(&mut host, &network, key).err());
     }
+    // Also those of a process that was killed before it deleted them.
+    errors.extend(retired::delete(&mut host).err());
     let failed = errors.len();
     match errors.into_iter().next() {
         None => Ok(()),
@@ -120,6 +127,17 @@ fn status(config: &Config) -> Result<(), Error> {
 /// has.
 fn remove(host: &mut Netlink, network: &Network, key: &Key) -> Result<(), Error> {
     attachment::delete(host, &NetworkId::of(&network.journal).host_end(key))?;
+    release(network, key)
+}
+
+/// Takes the device out of use first, then gives the address back, so that no pod gets an address that a
+/// device still has. Returns whether there is a device, which is to be deleted.
+fn retire(host: &mut Netlink, network: &Network, key: &Key) -> Result<bool, Error> {
+    let there = retired::retire(host, &NetworkId::of(&network.journal).host_end(key))?;
+    release(network, key).map(|()| there)
+}
+
+fn release(network: &Network, key: &Key) -> Result<(), Error> {
     open_store(network)?.release(key, now()).map_err(address_error(network)).map(drop)
 }
 

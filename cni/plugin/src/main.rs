@@ -12,7 +12,7 @@
 //!
 //! Invariants:
 //! - An address is in the journal before its device is created, and is released only after the
-//!   device is gone. If the plugin is killed at any instruction, DEL or GC find the rest under the
+//!   device is down, without routes, and about to be deleted. If the plugin is killed at any instruction, DEL or GC find the rest under the
 //!   container's id.
 //! - Everything outside of the journal has a name that is a function of network and container, so
 //!   that a second ADD finds the devices of the first, and DEL needs neither the namespace nor the
@@ -31,11 +31,13 @@ mod names;
 mod netlink;
 mod netns;
 mod output;
+mod retired;
 mod sysctl;
 mod version;
 
 use std::{
     io::{Read, Write},
+    path::Path,
     process::ExitCode,
 };
 
@@ -43,6 +45,14 @@ use std::{
 const LARGEST_INPUT: u64 = 8 << 20;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == retired::ARGUMENT) {
+        // Nobody reads what this process writes: an error shows in what it leaves.
+        return match arguments.next().map(|locks| retired::delete_in_turn(Path::new(&locks))) {
+            Some(Ok(())) => ExitCode::SUCCESS,
+            Some(Err(_)) | None => ExitCode::FAILURE,
+        };
+    }
     let mut input = Vec::new();
     let answer = match std::io::stdin().lock().take(LARGEST_INPUT).read_to_end(&mut input) {
         Ok(_) => commands::run(&environment::Environment::of_process(), &input),

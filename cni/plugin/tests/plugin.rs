@@ -1,7 +1,11 @@
 //! The plugin as runtimes call it, in network namespaces of the test.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
-use berth_harness::netns::Netns;
+use berth_harness::{
+    netns::Netns,
+    wait::{PATIENCE, until},
+};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -79,6 +83,17 @@ impl Host {
         self.netns.ip("-o link show type veth").unwrap().lines().count()
     }
 
+    /// Waits until the process that deletes retired pairs has done so.
+    fn no_veth_is_left(&self) {
+        until("the pairs are deleted", PATIENCE, || self.veths() == 0).unwrap();
+    }
+
+    /// Lets no process delete retired pairs while the value lives.
+    fn hold_deletions(&self) -> Flock<fs::File> {
+        let file = fs::File::create(self.dir.path().join("pods/waiting")).unwrap();
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap()
+    }
+
     fn journal(&self) -> PathBuf {
         self.dir.path().join("pods/journal")
     }
@@ -117,7 +132,7 @@ fn both_sides_are_as_the_design_says() {
     assert!(host.netns.ip(&format!("-6 addr show dev {end}")).unwrap().contains("fe80::1/128"));
     host.check("c1", &pod, &result).unwrap();
     host.call("DEL", "c1", None, &host.config).unwrap();
-    assert_eq!(host.veths(), 0);
+    host.no_veth_is_left();
 }
 
 #[test]
@@ -243,7 +258,7 @@ fn add_repairs_what_is_half_there_and_check_finds_each_loss() {
     }
     assert_eq!(host.check("c2", &pod, &result).unwrap_err()["code"], 104, "not attached at all");
     host.call("DEL", "c1", None, &host.config).unwrap();
-    assert_eq!(host.veths(), 0);
+    host.no_veth_is_left();
 }
 
 #[test]
@@ -303,5 +318,43 @@ fn two_nodes_with_the_same_network_name_do_not_meet() {
     assert_eq!(host.veths(), 1);
     assert!(host.netns.ip("route").unwrap().contains("10.79.0.1"));
     host.call("DEL", "c0", None, &other.config).unwrap();
-    assert_eq!(host.veths(), 0);
+    host.no_veth_is_left();
+}
+
+#[test]
+fn a_retired_pair_carries_nothing_and_goes_with_the_next_ones() {
+    let host = Host::dual("retired");
+    let pods = [Netns::unique("a").unwrap(), Netns::unique("b").unwrap()];
+    let result = host.add("c0", &pods[0]).unwrap();
+    let end = result["interfaces"][0]["name"].as_str().unwrap();
+    let held = host.hold_deletions();
+    host.call("DEL", "c0", None, &host.config).unwrap();
+    // The address may be another pod's by now: nothing leads to this pod, and nothing comes from it.
+    assert!(fs::read_to_string(host.journal()).unwrap().contains(" r c0 eth0 "));
+    let link = host.netns.ip(&format!("-d link show dev {end}")).unwrap();
+    assert!(link.contains("state DOWN") && link.contains("group 1920231523"), "{link}");
+    for family in ["-4", "-6"] {
+        let routes = host.netns.ip(&format!("{family} route show table all")).unwrap();
+        assert!(!routes.contains(end), "{routes}");
+    }
+    assert!(pods[0].ip("link show dev eth0").unwrap().contains("NO-CARRIER"));
+    // DEL again, and ADD of the same pod: the pair is a new one, in nobody's group.
+    host.call("DEL", "c0", None, &host.config).unwrap();
+    let again = host.add("c0", &pods[0]).unwrap();
+    host.check("c0", &pods[0], &again).unwrap();
+    let link = host.netns.ip(&format!("-d link show dev {end}")).unwrap();
+    assert!(link.contains("state UP") && link.contains("group default"), "{link}");
+    // A process that was killed leaves its pairs to the next DEL, or to GC.
+    host.add("c1", &pods[1]).unwrap();
+    host.call("DEL", "c1", None, &host.config).unwrap();
+    assert_eq!(host.veths(), 2);
+    let gc = host.with("cni.dev/valid-attachments", json!([{"containerID": "c0", "ifname": "eth0"}]));
+    host.call("GC", "", None, &gc).unwrap();
+    assert_eq!(host.veths(), 1);
+    host.check("c0", &pods[0], &again).unwrap();
+    host.add("c1", &pods[1]).unwrap();
+    host.call("DEL", "c1", None, &host.config).unwrap();
+    drop(held);
+    host.call("DEL", "c0", None, &host.config).unwrap();
+    host.no_veth_is_left();
 }
