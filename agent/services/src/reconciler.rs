@@ -105,7 +105,8 @@ pub struct Named {
 #[derive(Debug, Default)]
 struct Entry {
     service: Option<Arc<Service>>,
-    slices: BTreeMap<PodKey, Arc<EndpointSlice>>,
+    /// In order of their names. Nearly all Services have one, for which a tree would keep room for eleven.
+    slices: Vec<Arc<EndpointSlice>>,
     v4: Vec<Numbered>,
     v6: Vec<Numbered>,
     notified: Vec<crate::NoticeReason>,
@@ -213,7 +214,8 @@ impl TableReconciler {
                 self.drop_slice(&slice.key);
             }
             let entry = self.entries.entry(slice.service.clone()).or_default();
-            let known = entry.slices.get(&slice.key);
+            let at = entry.slices.binary_search_by(|known| known.key.cmp(&slice.key));
+            let known = at.ok().and_then(|at| entry.slices.get(at));
             // A slice that was there before this agent says nothing of how long the tables took.
             if let (true, Some(triggered)) = (self.compiled, slice.triggered)
                 && known.is_none_or(|known| known.triggered != Some(triggered))
@@ -224,7 +226,14 @@ impl TableReconciler {
             if known != Some(&slice) {
                 self.dirty.insert(slice.service.clone());
                 self.slices.insert(slice.key.clone(), slice.service.clone());
-                entry.slices.insert(slice.key.clone(), slice);
+                match at.map(|at| entry.slices.get_mut(at)) {
+                    Ok(Some(known)) => *known = slice,
+                    Ok(None) => {}
+                    Err(at) => {
+                        entry.slices.reserve_exact(1);
+                        entry.slices.insert(at, slice);
+                    }
+                }
             }
         }
     }
@@ -232,8 +241,9 @@ impl TableReconciler {
     fn drop_slice(&mut self, key: &PodKey) {
         let Some(owner) = self.slices.remove(key) else { return };
         if let Some(entry) = self.entries.get_mut(&owner)
-            && entry.slices.remove(key).is_some()
+            && let Ok(at) = entry.slices.binary_search_by(|known| known.key.cmp(key))
         {
+            entry.slices.remove(at);
             self.dirty.insert(owner);
         }
     }
@@ -394,12 +404,11 @@ impl TableReconciler {
     /// Compiles the objects of one Service to its ports in both families.
     fn compile(&mut self, key: &PodKey) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        let slices: Vec<Arc<EndpointSlice>> = entry.slices.values().cloned().collect();
         let (wanted, owner) = match &entry.service {
             Some(service) => {
                 let owner =
                     Owner { service: key.clone(), uid: Arc::clone(&service.uid), created: service.created };
-                (compile(service, &slices, &self.node), Arc::new(owner))
+                (compile(service, &entry.slices, &self.node), Arc::new(owner))
             }
             None => {
                 let owner = Owner { service: key.clone(), uid: "".into(), created: Default::default() };

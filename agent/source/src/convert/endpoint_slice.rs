@@ -48,13 +48,18 @@ pub(crate) fn endpoint_slice(
     let triggered = object.metadata.annotations.as_ref().and_then(|a| a.get(TRIGGERED));
     let triggered = triggered.and_then(|t| t.parse::<Timestamp>().ok());
     let at = &at.key("endpoints");
-    let endpoint = |(index, e)| endpoint(&at.index(index), e, v6);
+    // Exactly as large as they are: a cluster has a hundred thousand endpoints.
+    let mut endpoints = Vec::with_capacity(object.endpoints.iter().flatten().count());
+    for (index, e) in object.endpoints.iter().flatten().enumerate() {
+        endpoints.push(endpoint(&at.index(index), e, v6)?);
+    }
+    ports.shrink_to_fit();
     Ok(EndpointSlice {
         key: PodKey { namespace, name: check::id(&meta_at.key("name"), PodName::new(name))? },
         service,
         v6,
         ports,
-        endpoints: object.endpoints.iter().flatten().enumerate().map(endpoint).collect::<Result<_, _>>()?,
+        endpoints,
         triggered: triggered.and_then(|t| i64::try_from(t.as_nanosecond()).ok()).map(Wall),
     })
 }

@@ -66,7 +66,7 @@ pub(crate) fn service(
     let labels = object.metadata.labels.as_ref();
     check::labels(&spec_at.key("selector"), spec.selector.as_ref().unwrap_or(&BTreeMap::new()))?;
     let status = object.status.as_ref().and_then(|s| s.load_balancer.as_ref()?.ingress.as_deref());
-    let service = Service {
+    let mut service = Service {
         uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
         created,
         kind,
@@ -100,6 +100,9 @@ pub(crate) fn service(
     };
     rules::fields_that_depend(spec_at, spec, kind)?;
     families::families(spec_at, spec, kind)?;
+    // A cluster has ten thousand Services, each of one port and one or two addresses.
+    service.ports.shrink_to_fit();
+    service.cluster_ips.shrink_to_fit();
     Ok(service)
 }
 
