@@ -301,12 +301,14 @@ mod tests {
         let begun = tokio::time::Instant::now();
         moved.send_replace(PullProgress::default());
         assert_eq!(pull.progress().await, Some(PullProgress::default()));
-        assert_eq!(begun.elapsed(), PROGRESS_PAUSE);
+        let first = begun.elapsed();
+        assert!(first >= PROGRESS_PAUSE, "{first:?}");
         let (told, ()) = tokio::join!(pull.progress(), async {
             tokio::time::sleep(Duration::from_millis(5)).await;
             ended.send_replace(Some(Err("refused".to_owned())));
         });
-        assert_eq!((told, begun.elapsed()), (None, PROGRESS_PAUSE + Duration::from_millis(5)));
+        let then = begun.elapsed() - first;
+        assert!(told.is_none() && then < PROGRESS_PAUSE / 2, "{told:?} after {then:?}");
         assert_eq!(pull.end().await.map(drop), Err("refused".to_owned()));
     }
 }
