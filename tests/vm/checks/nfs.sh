@@ -1,15 +1,6 @@
 # The CSI driver for NFS, against the server of this machine: its own tests, and csi-sanity. No mount.nfs is used.
-export_dir=/srv/nfs
-
-server_is_up() { rpcinfo -t 127.0.0.1 nfs 4 >/dev/null && rpcinfo -t 127.0.0.1 mountd 3 >/dev/null; }
-
-mkdir -p $export_dir /run/csi
-echo "$export_dir *(rw,no_root_squash,no_subtree_check,insecure,async)" > /etc/exports
-modprobe nfs nfsd
-check 'an NFS server starts' systemctl start nfs-server
-check 'it answers' within 60 server_is_up
-mv /sbin/mount.nfs /sbin/mount.nfs.away 2>/dev/null
-mv /usr/sbin/mount.nfs /usr/sbin/mount.nfs.away 2>/dev/null
+mkdir -p /run/csi
+. ./nfs_server.sh
 
 # Each of the driver's tests is a check.
 export BERTH_CSI_NFS=/usr/local/bin/berth-csi-nfs BERTH_TEST_NFS_SERVER=127.0.0.1 BERTH_TEST_NFS_EXPORT=$export_dir RUST_BACKTRACE=0

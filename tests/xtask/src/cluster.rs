@@ -285,6 +285,27 @@ impl Cluster {
         self.world.run(args)
     }
 
+    /// Starts a further program in the cluster's namespaces; it ends with them.
+    ///
+    /// # Errors
+    /// The program does not start.
+    pub(crate) fn spawn(&self, name: &str, program: &Path, args: &[String]) -> Result<()> {
+        self.world.spawn(name, program, args)
+    }
+
+    /// The administrator's kubeconfig.
+    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
+        self.place.kubeconfig("admin")
+    }
+
+    /// The directory in which Berth's node keeps its pods (`/var/lib/kubelet`).
+    ///
+    /// # Errors
+    /// The node has no valid name.
+    pub(crate) fn node_state(&self) -> Result<PathBuf> {
+        Ok(berth::roots(&self.place)?.pod_state)
+    }
+
     /// Runs a command in the cluster's namespaces with its output in a file, and returns how it ended.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 //! skips is one of a feature that the driver does not announce: the reasons are listed here with ours, and a skip for
 //! another reason fails, as does a reason that no skip has any more.
 
+pub(crate) mod cluster;
+
 use crate::{
     out, peers,
     setup::succeed,

@@ -50,8 +50,12 @@ const fn kubernetes(name: &'static str, package: &'static str) -> Peer {
     Peer { name, from: Source::Go { module: KUBERNETES, package } }
 }
 
+const fn sidecar(name: &'static str, package: &'static str) -> Peer {
+    Peer { name, from: Source::Go { module: "csi-sidecars", package } }
+}
+
 /// All programs. The first of Kubernetes' compiles what the others share.
-const PEERS: [Peer; 15] = [
+const PEERS: [Peer; 19] = [
     Peer { name: "etcd-3.4", from: Source::Debian { package: "etcd-server", file: "usr/bin/etcd" } },
     Peer { name: "etcd-3.6", from: Source::Go { module: "etcd", package: "go.etcd.io/etcd/server/v3" } },
     kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
@@ -84,6 +88,13 @@ const PEERS: [Peer; 15] = [
             package: "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity",
         },
     },
+    sidecar("csi-provisioner", "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"),
+    sidecar("csi-resizer", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer"),
+    sidecar("csi-snapshotter", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/csi-snapshotter"),
+    sidecar(
+        "snapshot-controller",
+        "github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller",
+    ),
     kubernetes("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
     Peer {
         name: "e2e.test",
@@ -146,6 +157,18 @@ pub(crate) fn get(names: &[&str]) -> Result<PathBuf> {
         out::timed(&what, || peer.build(&dir, &bin, &made_from))?;
     }
     Ok(bin)
+}
+
+/// Directory of the sources of a Go module that another one, in a directory of `tests/peers`, requires.
+///
+/// # Errors
+/// Go is missing, or cannot load the module.
+pub(crate) fn module_dir(of: &str, module: &str) -> Result<PathBuf> {
+    let mut list = Command::new("go");
+    list.args(["mod", "download", "-json", module]).current_dir(directory(of));
+    let told: serde_json::Value =
+        serde_json::from_str(&output(&mut list)?).context("cannot read Go's answer")?;
+    told["Dir"].as_str().map(PathBuf::from).with_context(|| format!("{module} has no directory"))
 }
 
 fn made(bin: &Path, name: &str) -> PathBuf {

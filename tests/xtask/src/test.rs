@@ -31,9 +31,11 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Run only this suite: fmt, clippy, deny, ebpf, arrows, docs, crates, plan (a million histories),
-    /// mutations (a hundred thousand of each kind of input), services (five minutes of churn, two nodes),
-    /// csi (the CSI crates, and csi-sanity against the driver for NFS), nfs (that driver with a real server, in a
-    /// VM), node (all node suites), one of the node suites (demo, lifecycle, output, pulls, kill, parity), cluster
+    /// mutations (a hundred thousand of each kind of input), attack (a hundred thousand rounds of each attack on volumes
+    /// and logs), services (five minutes of churn, two nodes),
+    /// csi (the CSI crates, and csi-sanity against the driver for NFS), csi-cluster (that
+    /// driver on a real control plane, with the standard sidecars), nfs (it with a real server, and NFS volumes of a
+    /// node's pods, in VMs), node (all node suites), one of the node suites (demo, lifecycle, output, pulls, kill, parity), cluster
     /// (one outage of a real control plane), or vm (Debian in a VM). A suite named here runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
@@ -44,6 +46,9 @@ pub(crate) struct Args {
     /// release.
     #[arg(long, value_name = "KERNEL", default_value = "stable")]
     kernel: String,
+    /// With the suite nfs: for how long the server is away, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    away: u64,
     /// Run only tests whose name contains this text.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -83,9 +88,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("crates") => run.crates()?,
         Some("plan") => run.plan()?,
         Some("mutations") => run.mutations()?,
+        Some("attack") => run.attack()?,
         Some("csi") => run.csi()?,
+        Some("csi-cluster") => crate::csi::cluster::suite(&mut run.tally)?,
         Some("cluster") => crate::outage::suite(&mut run.tally)?,
-        Some("nfs") => run.nfs(&args.kernel)?,
+        Some("nfs") => run.nfs(&args.kernel, Duration::from_secs(args.away))?,
         Some("vm") => crate::vm::suite(&args.kernel, args.filter.as_deref(), &mut run.tally)?,
         Some("services") => run.suites(SERVICES, None, !args.quick)?,
         Some("node") => run.suites(NODE, None, !args.quick)?,
@@ -233,6 +240,17 @@ impl Run {
         self.binaries(&all.iter().collect::<Vec<_>>(), &[("BERTH_MUTATIONS", "100000")], 1)
     }
 
+    /// A hundred thousand rounds of every test named after an attack. Passing tests print what happened in them.
+    fn attack(&mut self) -> Result<()> {
+        self.filter.get_or_insert_with(|| "attack".to_owned());
+        self.tally.show = true;
+        let packages =
+            ["--package", "berth-volumes", "--package", "berth-csi-nfs", "--package", "berth-logd"];
+        let built = out::timed("build the tests of volumes and of logs", || binaries::build(&packages));
+        let Some(all) = self.built("build", built)? else { return Ok(()) };
+        self.binaries(&all.iter().collect::<Vec<_>>(), &[("BERTH_ATTACKS", "100000")], 1)
+    }
+
     /// The tests of the crates in `csi`, and csi-sanity.
     fn csi(&mut self) -> Result<()> {
         let packages =
@@ -246,8 +264,20 @@ impl Run {
         Ok(())
     }
 
-    /// The driver for NFS with a real server, in a VM.
-    fn nfs(&mut self, kernel: &str) -> Result<()> {
+    /// The driver for NFS with a real server, in a VM, and NFS volumes of the agent in another. With the filter `driver` or
+    /// `agent` one of them.
+    fn nfs(&mut self, kernel: &str, away: Duration) -> Result<()> {
+        let only = self.filter.clone().unwrap_or_default();
+        if "driver".contains(&only) {
+            self.nfs_driver(kernel)?;
+        }
+        if "agent".contains(&only) {
+            crate::vm::csi::agent_suite(kernel, away, &mut self.tally)?;
+        }
+        Ok(())
+    }
+
+    fn nfs_driver(&mut self, kernel: &str) -> Result<()> {
         let built = out::timed("build the tests of berth-csi-nfs", || {
             binaries::build(&["--package", "berth-csi-nfs", "--test", "driver"])
         });

@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         }
         None if args.down => bail!("no VM was left running"),
         Some(machine) => machine,
-        None => boot(&cache, &args.kernel, args.release, args.keep)?,
+        None => boot(&cache, &args.kernel, args.release, args.keep, &[])?,
     };
     // A VM that was already running stays up.
     let stays = args.keep || !machine.is_ours();
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
 pub(crate) fn suite(kernel: &str, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let cache = Cache::open()?;
     ensure!(Machine::running(&cache.dir(RUN)?).is_none(), LEFT_RUNNING);
-    let mut machine = boot(&cache, kernel, false, false)?;
+    let mut machine = boot(&cache, kernel, false, false, &[])?;
     let (_, before) = tally.counts();
     let done = checks::run(&mut machine, filter, tally);
     if done.is_err() || tally.counts().1 > before {
@@ -120,9 +120,10 @@ pub(crate) fn suite(kernel: &str, filter: Option<&str>, tally: &mut Tally) -> Re
     done
 }
 
-/// A VM with Berth installed and running.
-fn boot(cache: &Cache, wanted: &str, release: bool, stay: bool) -> Result<Machine> {
-    let mut machine = start(cache, wanted, Start { stay, options: "" }, |dir| payload::make(dir, release))?;
+/// A VM with Berth installed and running, and with further programs.
+fn boot(cache: &Cache, wanted: &str, release: bool, stay: bool, more: &[(&str, &Path)]) -> Result<Machine> {
+    let start_with = Start { stay, options: "" };
+    let mut machine = start(cache, wanted, start_with, |dir| payload::make(dir, release, more))?;
     let installed = by_hand::script().and_then(|script| {
         out::timed("install Berth as README's \"By hand\" says", || {
             machine.must("start containerd", "systemctl enable --now containerd", Duration::from_secs(60))?;

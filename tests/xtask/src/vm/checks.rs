@@ -54,7 +54,7 @@ pub(super) fn run(machine: &mut Machine, filter: Option<&str>, tally: &mut Tally
         }
         script(machine, name, LIMIT, tally)?;
         if let Step::Reboot { .. } = step {
-            reboot(machine, tally)?;
+            reboot(machine, "shutdown", SHUTDOWN, tally)?;
         }
     }
     Ok(())
@@ -65,11 +65,25 @@ pub(super) fn run(machine: &mut Machine, filter: Option<&str>, tally: &mut Tally
 /// # Errors
 /// The connection to the VM is lost.
 pub(super) fn script(machine: &mut Machine, name: &str, limit: Duration, tally: &mut Tally) -> Result<()> {
+    script_with(machine, name, "", limit, tally)
+}
+
+/// The same with assignments of variables before it.
+///
+/// # Errors
+/// The connection to the VM is lost.
+pub(super) fn script_with(
+    machine: &mut Machine,
+    name: &str,
+    variables: &str,
+    limit: Duration,
+    tally: &mut Tally,
+) -> Result<()> {
     out::line(&format!("… {name}"));
     let begun = Instant::now();
     let mut last = Instant::now();
     let (mut ended, mut rest) = (false, Vec::new());
-    let script = format!("cd /root/checks && . ./lib.sh && . ./{name}.sh && echo END");
+    let script = format!("{variables}\ncd /root/checks && . ./lib.sh && . ./{name}.sh && echo END");
     let code = machine.run(&script, limit, |line| {
         let (verdict, what) = line.split_once(' ').unwrap_or((line, ""));
         match verdict {
@@ -97,8 +111,11 @@ pub(super) fn script(machine: &mut Machine, name: &str, limit: Duration, tally: 
     Ok(())
 }
 
-/// Reboots the VM and checks the duration of the shutdown.
-fn reboot(machine: &mut Machine, tally: &mut Tally) -> Result<()> {
+/// Reboots the VM and checks that the shutdown takes no longer than `limit`.
+///
+/// # Errors
+/// The connection to the VM is lost.
+pub(super) fn reboot(machine: &mut Machine, name: &str, limit: Duration, tally: &mut Tally) -> Result<()> {
     let boot = machine.must("read the boot's id", "cat /proc/sys/kernel/random/boot_id", LIMIT)?;
     let begun = Instant::now();
     machine.must("reboot", "systemctl reboot", LIMIT)?;
@@ -106,8 +123,8 @@ fn reboot(machine: &mut Machine, tally: &mut Tally) -> Result<()> {
     let up = machine.must("read how long the VM is up", "cut -d' ' -f1 /proc/uptime", LIMIT)?;
     let up = Duration::from_secs_f64(up.trim().parse().unwrap_or(0.0));
     let took = begun.elapsed().saturating_sub(up);
-    let name = format!("vm shutdown: the machine is down within {} s", SHUTDOWN.as_secs());
-    let outcome = if took <= SHUTDOWN {
+    let name = format!("vm {name}: the machine is down within {} s", limit.as_secs());
+    let outcome = if took <= limit {
         out::line(&format!("✓ {name} ({:.0} s)", took.as_secs_f64()));
         Outcome::Passed
     } else {

@@ -29,16 +29,19 @@ pub(super) const PROGRAMS: [&str; 4] = ["containerd", "containerd-shim-runc-v2",
 /// Standard CNI plugins. Never taken from PATH, where iproute2 has another `bridge`.
 const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
-/// Makes the disk below `dir` and returns its path.
+/// Makes the disk below `dir` and returns its path. `more` are further programs in the VM's PATH.
 ///
 /// # Errors
 /// Berth does not build, or a program is missing.
-pub(super) fn make(dir: &Path, release: bool) -> Result<PathBuf> {
+pub(super) fn make(dir: &Path, release: bool, more: &[(&str, &Path)]) -> Result<PathBuf> {
     let build = if release { Build::Release } else { Build::Plain };
     let built = out::timed(&format!("build berth ({build:?})"), || tools::programs(build))?;
     let payload = dir.join("payload");
     for name in PROGRAMS {
         program(&tools::find(name)?, &payload.join("usr/local/bin").join(name))?;
+    }
+    for (name, from) in more {
+        program(from, &payload.join("usr/local/bin").join(name))?;
     }
     for name in PLUGINS {
         program(&tools::dir()?.join(name), &payload.join("opt/cni/bin").join(name))?;
