@@ -279,7 +279,8 @@ impl World<'_> {
 
     /// Nothing is left of the pod but its data.
     fn is_free(&self, uid: &str) -> Result<()> {
-        wait::ok("nothing is left", PATIENCE, || {
+        // The node looks for volumes that nobody has once a minute.
+        wait::ok("nothing is left", PATIENCE * 3, || {
             let mut left = self.state(uid)?;
             // The directories of all drivers and of all volumes.
             left.staging.retain(|p| !matches!(p.as_str(), "test.csi.example"));

@@ -278,9 +278,11 @@ impl Volumes {
         step("csi-publish", || driver.call(driver.driver.publish(&publish)))
     }
 
-    /// Removes what the node made for staging. The directory must be empty.
+    /// Removes what the node made for staging. The directory must be empty. The record goes last: what a node that dies
+    /// here leaves is found by it.
     pub(super) fn forget_staging(&self, paths: &CsiPaths) -> std::io::Result<()> {
         remove_empty_dir(&paths.staging)?;
+        paths.set_mark(Mark::Staged, Progress::None)?;
         record::remove(&paths.staging_record())?;
         remove_empty_dir(&paths.staging_record_dir)?;
         if let Some(of_device) =
@@ -289,10 +291,10 @@ impl Volumes {
             remove_empty_dir(of_device)?;
         }
         self.csi.forget_failures(&paths.key);
-        paths.set_mark(Mark::Staged, Progress::None)
+        Ok(())
     }
 
-    /// Removes what the node made for publishing to a pod. The target must be unmounted and empty.
+    /// Removes what the node made for publishing to a pod, the record last. The target must be unmounted and empty.
     pub(super) fn forget_publishing(&self, paths: &CsiPaths, pod: &PodUid) -> std::io::Result<()> {
         let pod_dir = self.pod_dir(pod);
         let target = paths.target(&pod_dir, pod);
@@ -306,10 +308,11 @@ impl Volumes {
         if std::fs::symlink_metadata(&dir).is_ok_and(|found| found.is_symlink()) {
             berth_sys::fs::remove_if_there(&dir)?;
         }
+        paths.set_mark(Mark::Published(pod), Progress::None)?;
         record::remove(&paths.pod_record(&pod_dir))?;
         remove_empty_dir(&dir)?;
         self.csi.forget_failures(&paths.key);
-        paths.set_mark(Mark::Published(pod), Progress::None)
+        Ok(())
     }
 }
 

@@ -55,12 +55,16 @@ impl Record {
 
     /// Writes the record and its directory.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        if let Some(dir) = path.parent() {
-            crate::os::make_dirs(dir, NODE_DIR)?;
-        }
         let text = serde_json::to_vec(self).map_err(io::Error::other)?;
-        // What may be mounted must be known after a power cut too.
-        crate::os::sys(step("write-record", || write_atomic_synced(path, &text, 0o600)))
+        let write = || {
+            if let Some(dir) = path.parent() {
+                crate::os::make_dirs(dir, NODE_DIR)?;
+            }
+            // What may be mounted must be known after a power cut too.
+            crate::os::sys(step("write-record", || write_atomic_synced(path, &text, 0o600)))
+        };
+        // The new directory may have gone as an empty one ([`remove_empty`]).
+        write().or_else(|_gone| write())
     }
 
     /// The record at that path; `None` if there is none. A record that cannot be read is an error: what it was about
@@ -169,6 +173,27 @@ pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Removes the empty directories of stagings. One is left where the node died after it had removed the record.
+pub(super) fn remove_empty(plugin_dir: &Path) -> io::Result<()> {
+    for driver in names(plugin_dir)? {
+        let dir = plugin_dir.join(&driver);
+        for name in names(&dir)? {
+            let own = dir.join(&name);
+            let removed = match (driver.as_str(), name.as_str()) {
+                ("volumeDevices", "staging" | "publish") => continue,
+                ("volumeDevices", _) => std::fs::remove_dir(own.join("data")).and(std::fs::remove_dir(&own)),
+                _ => std::fs::remove_dir(&own),
+            };
+            match removed.map_err(|e| e.kind()) {
+                // What holds anything stays.
+                Ok(()) | Err(io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {}
+                Err(kind) => return Err(kind.into()),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The records of staged volumes below the directory of all drivers, with their paths.

@@ -286,6 +286,22 @@ fn a_mark_without_its_record_counts_for_nothing() {
     world.assert_free();
 }
 
+/// The record is the last that goes, so that nothing is left that no record tells of, but an empty directory.
+#[test]
+fn a_staging_without_a_record_is_an_empty_directory_which_goes() {
+    let mut world = World::new(Options::default());
+    world.put(csi("pv"));
+    let a = claiming("a", &["pv"]);
+    world.mount(&a).unwrap();
+    let dir = paths::plugin_dir(&world.node.roots).join("test.csi.example").join("left");
+    std::fs::create_dir(&dir).unwrap();
+    world.node.volumes.unstage_unused();
+    assert!(!dir.exists());
+    assert_eq!(world.driver.staged().len(), 1, "what is in use stays");
+    world.node.volumes.unmount(&a.uid).unwrap();
+    world.assert_free();
+}
+
 #[test]
 fn a_volume_is_staged_once_for_all_pods_and_is_free_after_the_last() {
     let mut world = World::new(Options::default());

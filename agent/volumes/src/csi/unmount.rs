@@ -126,6 +126,9 @@ impl Volumes {
     /// Unstages the volumes that no pod has: those whose unstaging failed after their last pod, or whose pod's directory
     /// was lost. Failures are logged, and tried again at the next call.
     pub fn unstage_unused(&self) {
+        if let Err(error) = record::remove_empty(&plugin_dir(&self.roots)) {
+            tracing::debug!(%error, "cannot remove the empty directories of volumes that were unstaged");
+        }
         let staged = match record::staged(&plugin_dir(&self.roots)) {
             Ok(staged) => staged,
             Err(error) => {
