@@ -12,11 +12,17 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Time between two looks for staged volumes that no pod has.
 const UNSTAGE: Duration = Duration::from_secs(60);
 
+/// Time until the first look: the agent of before may have died with the last pod's end, and drivers introduce themselves
+/// again within seconds.
+const UNSTAGE_FIRST: Duration = Duration::from_secs(5);
+
 /// Unstages the volumes that no pod has, from time to time: a driver may have been away when the last pod ended. A driver
 /// that hangs holds up this task alone.
 pub(super) async fn unstage_volumes(volumes: Volumes) {
+    let mut wait = UNSTAGE_FIRST;
     loop {
-        tokio::time::sleep(UNSTAGE).await;
+        tokio::time::sleep(wait).await;
+        wait = UNSTAGE;
         let volumes = volumes.clone();
         if tokio::task::spawn_blocking(move || volumes.unstage_unused()).await.is_err() {
             tracing::warn!("cannot unstage unused volumes: the task panicked");
