@@ -12,7 +12,6 @@ use berth_harness::{
     tools::Build,
     wait::{self, PATIENCE},
 };
-use std::time::Duration;
 use support::on_a_node;
 
 /// Busybox with one more layer of so many bytes, and no others like it.
