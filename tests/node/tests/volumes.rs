@@ -185,3 +185,70 @@ fn a_driver_makes_the_volume_of_a_claim_and_deletes_it_after_the_claim() {
         Ok(())
     });
 }
+
+/// A driver for NFS as a process, which ends with this value.
+struct NfsDriver(std::process::Child);
+
+impl Drop for NfsDriver {
+    fn drop(&mut self) {
+        // It has ended already, or ends now.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn the_driver_for_nfs_serves_the_claims_of_a_node_without_a_control_plane() {
+    let program = berth_harness::tools::csi_nfs().unwrap();
+    on_a_node(Build::Plain, |node| {
+        let registry = node.roots.pod_state.join("plugins_registry");
+        let (shares, socket) = (node.dir.join("shares"), node.dir.join("driver@csi.sock"));
+        fs::create_dir_all(&registry)?;
+        fs::create_dir_all(shares.join("export"))?;
+        // A local directory stands for the server.
+        let driver = std::process::Command::new(&program)
+            .args(["--node-id", "n", "--parameter", "server=test.invalid", "--parameter", "share=/export"])
+            .arg("--endpoint")
+            .arg(format!("unix://{}", socket.display()))
+            .arg("--register-in")
+            .arg(&registry)
+            .arg("--test-shares")
+            .arg(&shares)
+            .spawn()?;
+        let _driver = NfsDriver(driver);
+        for (policy, stays) in [("Delete", false), ("Retain", true)] {
+            let name = policy.to_lowercase();
+            let class = format!(
+                "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {{name: {name}}}\n\
+                 provisioner: nfs.csi.berth.dev\nreclaimPolicy: {policy}\n\
+                 parameters: {{subDir: '${{pvc.metadata.namespace}}-${{pvc.metadata.name}}'}}\n"
+            );
+            node.apply(&format!("class-{name}.yaml"), &class)?;
+            let claim = format!(
+                "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}}}\nspec:\n  \
+                 accessModes: [ReadWriteMany]\n  storageClassName: {name}\n  \
+                 resources: {{requests: {{storage: 1Mi}}}}\n"
+            );
+            node.apply(&format!("claim-{name}.yaml"), &claim)?;
+            let script = "echo written >> /data/all; exec sleep infinity";
+            apply(node, &name, &claiming(&name, &name, "", script))?;
+            let data = shares.join("export").join(format!("default-{name}"));
+            wrote(node, &data.join("all"), "written")?;
+            node.remove(&format!("claim-{name}.yaml"))?;
+            node.remove(&format!("{name}.yaml"))?;
+            node.gone(&format!("default/{name}"), PATIENCE)?;
+            if stays {
+                // The claim comes back and has its data again.
+                node.apply(&format!("claim-{name}.yaml"), &claim)?;
+                let script = "cat /data/all > /data/copy; exec sleep infinity";
+                apply(node, "again", &claiming("again", &name, "", script))?;
+                wrote(node, &data.join("copy"), "written")?;
+                node.remove("again.yaml")?;
+                node.gone("default/again", PATIENCE)?;
+            } else {
+                wait::until("the directory is removed", PATIENCE, || !data.exists())?;
+            }
+        }
+        Ok(())
+    });
+}
