@@ -1,6 +1,7 @@
 //! The newest Node among watch and answers, and when a status is sent.
 
 use super::*;
+use berth_core::status::Truth;
 use berth_kube::reflector::ResourceVersion;
 use serde_json::json;
 
@@ -55,4 +56,18 @@ async fn an_unchanged_status_is_due_five_minutes_after_the_last() {
     sent.due = Some(now + REPORT_EVERY);
     assert_eq!(sent.heartbeat(now + EVERY), Heartbeat::OnChange);
     assert_eq!(sent.heartbeat(now + REPORT_EVERY), Heartbeat::Due);
+}
+
+/// A restarted agent does not know yet what is in use: a controller would detach what it left out.
+#[test]
+fn what_is_in_use_stays_listed_until_the_node_knows_better() {
+    let listed = serde_json::json!({ "status": { "volumesInUse": ["kubernetes.io/csi/d^h"] } });
+    let patch = |volumes_in_use| {
+        let report = NodeReport { volumes_in_use, ..transitions::tests::report(Truth::True) };
+        let patch = status_patch(&listed, &report, Heartbeat::OnChange, Wall(0)).unwrap();
+        patch["status"].get("volumesInUse").cloned()
+    };
+    assert_eq!(patch(None), None, "no change");
+    assert_eq!(patch(Some(["kubernetes.io/csi/d^h".to_owned()].into())), None);
+    assert_eq!(patch(Some(Default::default())), Some(Value::Null), "it is free");
 }

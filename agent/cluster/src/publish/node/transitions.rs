@@ -47,12 +47,12 @@ fn reason(condition: &NodeCondition) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use berth_source::node::NodeSystemInfo;
     use serde_json::json;
 
-    fn report(ready: Truth) -> NodeReport {
+    pub(in super::super) fn report(ready: Truth) -> NodeReport {
         let condition =
             |kind, status| NodeCondition { kind, status, reason: String::new(), message: String::new() };
         NodeReport {
