@@ -108,8 +108,17 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// Resident memory in bytes that is no page of a file: the program's text comes and goes with its use.
+    pub fn rss_anon(&self) -> u64 {
+        self.memory("RssAnon:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.strip_prefix(field)).unwrap_or_default();
         line.split_ascii_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
     }
 }

@@ -110,20 +110,20 @@ fn by_hand(node: &Node, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// How much the agent's memory grows at most while 1 GiB is pulled.
+/// How much the agent's memory grows at most while 1 GiB is pulled: what is its own, without the pages of the program.
 fn memory(node: &Node) -> Result<Figure> {
     let registry = Registry::start()?;
     registry.push("warm", "1", &image(500, 1 << 20)?, Encoding::Tar)?;
     by_hand(node, &registry.image("warm", "1"))?;
     registry.push("large", "1", &image(501, LARGE_LAYER)?, Encoding::Tar)?;
     let agent = node.agent().context("the agent does not run")?;
-    let before = agent.rss();
+    let before = agent.rss_anon();
     let mut most = before;
     std::thread::scope(|scope| -> Result<()> {
         let name = registry.image("large", "1");
         let pulling = scope.spawn(move || by_hand(node, &name));
         while !pulling.is_finished() {
-            most = most.max(agent.rss());
+            most = most.max(agent.rss_anon());
             std::thread::sleep(READING);
         }
         pulling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
