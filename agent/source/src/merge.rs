@@ -1,6 +1,6 @@
 //! The sources of a node and their merge into one desired state. Pure.
 
-use crate::{DesiredPod, Snapshot, manifest::Mode};
+use crate::{DesiredPod, Snapshot, manifest::Mode, provisioned::StorageClaims};
 use berth_core::{
     ids::PodUid,
     model::{Objects, OriginKind, Service},
@@ -96,6 +96,12 @@ impl Sources {
         self.0.iter().find(|s| s.kind == SourceKind::Cluster).map(|s| &s.snapshot)
     }
 
+    /// The claims of the manifests. No other source tells that a claim is gone.
+    pub fn claims(&self) -> Arc<StorageClaims> {
+        let manifests = self.0.iter().find(|s| s.kind.origin() == OriginKind::Manifest);
+        manifests.map(|s| Arc::clone(&s.snapshot.storage)).unwrap_or_default()
+    }
+
     /// The origins whose source has listed, or has no source on this node. A pod of any other origin may not be deleted
     /// for being absent.
     pub fn listed(&self) -> BTreeSet<OriginKind> {
@@ -134,6 +140,23 @@ mod tests {
 
     fn kind(mode: Mode) -> SourceKind {
         SourceKind::Directory { dir: "/m".into(), mode }
+    }
+
+    /// Volumes are deleted after claims that are gone.
+    #[test]
+    fn a_directory_of_static_pods_says_nothing_of_claims() {
+        let mut sources = Sources::default();
+        sources.add("static-pods", kind(Mode::StaticPods));
+        sources.add("manifests", kind(Mode::Manifests));
+        let storage = |name: &str| {
+            let claims = [("default".parse().unwrap(), name.to_owned())].into();
+            let storage = Arc::new(StorageClaims { whole: true, claims, ..StorageClaims::default() });
+            Arc::new(Snapshot { listed: true, storage, ..Snapshot::default() })
+        };
+        sources.update("static-pods", storage("odd"));
+        assert_eq!(*sources.claims(), StorageClaims::default());
+        sources.update("manifests", storage("data"));
+        assert!(sources.claims().claims.iter().all(|(_, name)| name == "data") && sources.claims().whole);
     }
 
     #[test]

@@ -349,7 +349,10 @@ impl DirectoryWatcher {
         let made = self.cfg.provisioned.as_ref().map(ProvisionedReader::now);
         let whole = self.never_good.is_empty();
         let objects = self.binder.fill(&merged.objects, &merged.storage, &merged.pods, made.as_ref(), whole);
-        let storage = self.binder.claims(listed && whole);
+        let storage = match &made {
+            Some(_) => self.binder.claims(listed && whole),
+            None => Arc::default(),
+        };
         let (pods, slices) = (Arc::clone(&merged.pods), merged.slices.clone());
         if let Err(error) = self.binder.save() {
             tracing::warn!(%error, "cannot save which claim has which volume: after a restart a claim may get another; tried again at the next scan");
