@@ -55,7 +55,7 @@ use berth_node::cgroup::CgroupTree;
 use berth_pods::{ManagerConfig, MemoryStore};
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
-use berth_services::{ClearPods, HostNetworkConfig, PodNetworks};
+use berth_services::{ClearPods, HostNetworkConfig, OnStale, PodNetworks};
 use berth_source::{ServiceRanges, provisioned::ProvisionedVolumes};
 use berth_sys::{clock, mount, service};
 use berth_volumes::{CsiDrivers, Volumes};
@@ -356,6 +356,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             cgroup: services::hooks(&roots),
             networks: PodNetworks::pinned(&roots),
             clear: ClearPods::new(move |pod| attached.bypasses_host_stack(pod)),
+            stale: OnStale::default(),
             self_test: args.kubeconfig.is_some(),
             options: service_options,
         };

@@ -12,8 +12,12 @@
 
 use crate::Error;
 use berth_sys::ip_tables::legacy_tables;
-use berth_sys::netfilter::{Message, any_connection, attribute, attributes, batch, dump};
-use std::{collections::BTreeSet, io};
+use berth_sys::netfilter::{Message, any_connection, attribute, attributes, batch, delete_connections, dump};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
 const FAMILIES: [u8; 2] = [2, 10];
@@ -183,6 +187,48 @@ fn is_translated(connection: &[u8]) -> bool {
     let status =
         within(connection, 3).and_then(|status| status.try_into().ok()).map_or(0, u32::from_be_bytes);
     status & (1 << 5) != 0
+}
+
+/// Forgets the UDP connections that a kube-proxy that is gone has translated to these backends, which serve no more: their
+/// next datagrams get another one. Does nothing once no connection of kube-proxy's is left. Returns how many there were.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn forget_kube_proxy_connections(backends: &HashSet<SocketAddr>) -> Result<usize, Error> {
+    let mut forgotten = 0;
+    for family in FAMILIES {
+        if has_handover(family)? {
+            forgotten += delete_connections(family, |connection| {
+                let is_lost = is_translated(connection) && backends.contains(&udp_backend(connection)?);
+                is_lost.then(|| name_of(connection))
+            })
+            .map_err(failed)?;
+        }
+    }
+    Ok(forgotten)
+}
+
+/// The sender of a UDP connection's answers (`CTA_TUPLE_REPLY`): its backend.
+fn udp_backend(connection: &[u8]) -> Option<SocketAddr> {
+    let reply = within(connection, 2)?;
+    let (addresses, protocol) = (within(reply, 1)?, within(reply, 2)?);
+    // CTA_PROTO_NUM: IPPROTO_UDP.
+    if within(protocol, 1)? != [17] {
+        return None;
+    }
+    let port = u16::from_be_bytes(within(protocol, 2)?.try_into().ok()?);
+    // CTA_IP_V4_SRC, CTA_IP_V6_SRC.
+    let v4 = within(addresses, 1).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from);
+    let v6 = || within(addresses, 3).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from);
+    Some(SocketAddr::new(v4.or_else(v6)?, port))
+}
+
+/// What names a connection: its `CTA_TUPLE_ORIG`, its zone and its `CTA_ID`.
+fn name_of(connection: &[u8]) -> Vec<u8> {
+    let parts = [(1, NESTED), (18, 0), (12, 0)];
+    let named =
+        parts.into_iter().filter_map(|(kind, flag)| Some(attribute(kind | flag, within(connection, kind)?)));
+    named.flatten().collect()
 }
 
 fn is_kube_proxys(chain: &str) -> bool {

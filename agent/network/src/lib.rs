@@ -41,7 +41,8 @@ pub use conflist::{Conflist, PluginConfig};
 pub use default_conflist::{write_default_conflist, write_default_conflist_with};
 pub use error::Error;
 pub use kube_proxy::{
-    end_kube_proxy_handover, legacy_kube_proxy_tables, remove_kube_proxy_handover, remove_kube_proxy_rules,
+    end_kube_proxy_handover, forget_kube_proxy_connections, legacy_kube_proxy_tables,
+    remove_kube_proxy_handover, remove_kube_proxy_rules,
 };
 pub use network::{MasqueradeConfig, Network, NetworkConfig, NetworkStatus, SandboxNetwork, Unserved};
 pub use result::{Attachment, PluginFailure};

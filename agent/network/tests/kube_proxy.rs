@@ -3,11 +3,13 @@
 
 use berth_harness::netns::Netns;
 use berth_network::{
-    end_kube_proxy_handover, legacy_kube_proxy_tables, remove_kube_proxy_handover, remove_kube_proxy_rules,
+    end_kube_proxy_handover, forget_kube_proxy_connections, legacy_kube_proxy_tables,
+    remove_kube_proxy_handover, remove_kube_proxy_rules,
 };
 use std::{
+    collections::HashSet,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     process::Command,
     time::Duration,
 };
@@ -171,4 +173,43 @@ fn chains_of_the_older_tables_are_told_of() {
     assert_eq!(found(), ["ip nat"]);
     iptables("-t filter -N KUBE-NODEPORTS").unwrap();
     assert_eq!(found().len(), 2);
+}
+
+/// A client that goes on to send keeps its connection in the kernel, and with it a backend that is gone.
+#[test]
+fn a_datagram_is_not_sent_to_a_backend_of_kube_proxys_that_serves_no_more() {
+    let net = Netns::unique("kube-proxy").unwrap();
+    net.ip("link set lo up").unwrap();
+    net.nft(
+        "table ip kube-proxy {
+            chain nat-output { type nat hook output priority -100; policy accept; ip daddr 127.0.0.9 udp dport 53 dnat to 127.0.0.1:5353; }
+        }",
+    )
+    .unwrap();
+    let (server, client) = net
+        .enter(|| {
+            let server = UdpSocket::bind("127.0.0.1:5353").unwrap();
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.connect("127.0.0.9:53").unwrap();
+            (server, client)
+        })
+        .unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let received = || {
+        client.send(b"question").unwrap();
+        server.recv(&mut [0; 16]).unwrap()
+    };
+    assert_eq!(received(), 8);
+    net.enter(remove_kube_proxy_rules).unwrap().unwrap();
+    assert_eq!(received(), 8, "the connection goes on");
+    let forget = |backend: &str| {
+        let backends = HashSet::from([backend.parse().unwrap()]);
+        net.enter(|| forget_kube_proxy_connections(&backends)).unwrap().unwrap()
+    };
+    assert_eq!([forget("127.0.0.1:5354"), forget("127.0.0.9:5353")], [0, 0]);
+    assert_eq!(forget("127.0.0.1:5353"), 1);
+    client.send(b"question").unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(server.recv(&mut [0; 16]).is_err(), "the rules are gone, and so is the connection");
+    net.enter(remove_kube_proxy_handover).unwrap().unwrap();
 }

@@ -22,6 +22,7 @@ pub use pod_networks::{KubeletPods, PodNetworks};
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
+    net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::Arc,
@@ -52,8 +53,33 @@ pub struct LinuxDatapathConfig {
     pub cgroup: Option<PathBuf>,
     /// Pods whose packets may bypass the host's stack.
     pub clear: ClearPods,
+    /// What else is to be done about UDP connections to backends that serve no more.
+    pub stale: OnStale,
     /// Number of entries of maps that are created.
     pub sizes: Sizes,
+}
+
+/// Function that is told the backends that serve no more, after their sockets were ended. It may block as long as that.
+#[derive(Clone)]
+pub struct OnStale(Arc<dyn Fn(&HashSet<SocketAddr>) + Send + Sync>);
+
+impl OnStale {
+    /// The function `tell`.
+    pub fn new(tell: impl Fn(&HashSet<SocketAddr>) + Send + Sync + 'static) -> OnStale {
+        OnStale(Arc::new(tell))
+    }
+}
+
+impl Default for OnStale {
+    fn default() -> OnStale {
+        OnStale::new(|_| ())
+    }
+}
+
+impl std::fmt::Debug for OnStale {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnStale")
+    }
 }
 
 /// Predicate over pods: whether no rule and no queue of the host's stack applies to the pod's packets. By
@@ -298,7 +324,9 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
     fn end_sockets(&mut self, dead: &HashSet<StalePeer>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
         let pods = pods.filter_map(|pod| self.cfg.networks.of(pod));
         let namespaces: Vec<PathBuf> = pods.chain([HOST_NET.into()]).collect();
-        dead::end_sockets(&self.pins, dead, &namespaces, &mut self.blind)
+        let ended = dead::end_sockets(&self.pins, dead, &namespaces, &mut self.blind);
+        (self.cfg.stale.0)(&dead.iter().map(|stale| stale.backend).collect());
+        ended
     }
 
     fn record_stale(&mut self, dead: &HashSet<StalePeer>) -> Result<(), Cause> {

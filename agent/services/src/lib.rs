@@ -43,8 +43,8 @@ pub use interfaces::{
     ServiceInputs, SourceChanges,
 };
 pub use kernel::{
-    ClearPods, DeviceEvents, KubeletPods, LinuxDatapath, LinuxDatapathConfig, PodNetworks, detach, drain,
-    hooks_group, read_network,
+    ClearPods, DeviceEvents, KubeletPods, LinuxDatapath, LinuxDatapathConfig, OnStale, PodNetworks, detach,
+    drain, hooks_group, read_network,
 };
 pub use metrics::NoLocalEndpoints;
 pub use reconciler::{Named, Outcome, REST, StaleBackend, TableReconciler};

@@ -23,6 +23,10 @@ const NFTABLES: u16 = 10;
 /// `NFNL_SUBSYS_CTNETLINK` and `IPCTNL_MSG_CT_GET`.
 const CONNTRACK: u16 = 1;
 const GET_CONNECTION: u16 = 1;
+/// `IPCTNL_MSG_CT_DELETE`.
+const DELETE_CONNECTION: u16 = 2;
+/// `ENOENT`: the connection has ended meanwhile.
+const GONE: i32 = 2;
 /// `NFT_MSG_NEWTABLE`, `NFT_MSG_NEWCHAIN`, `NFT_MSG_NEWRULE`: what does not exist yet is made.
 const NEW: [u16; 3] = [0, 3, 6];
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`.
@@ -167,6 +171,47 @@ pub fn any_connection(family: u8, is_wanted: impl Fn(&[u8]) -> bool) -> io::Resu
         Ok(!found)
     })? {}
     Ok(found)
+}
+
+/// Deletes the tracked connections of a family for whose attributes (`enum ctattr_type`) `name` gives those that name the
+/// connection. Returns how many.
+///
+/// # Errors
+/// The kernel refuses (its errno), or does not answer. Some may be deleted by then.
+pub fn delete_connections(family: u8, name: impl Fn(&[u8]) -> Option<Vec<u8>>) -> io::Result<usize> {
+    let mut names = Vec::new();
+    let socket = connect()?;
+    let mut bytes = Vec::new();
+    let of_connections = |kind: u16| CONNTRACK << 8 | kind;
+    write(&mut bytes, of_connections(GET_CONNECTION), NLM_F_REQUEST | NLM_F_DUMP, 1, family, 0, &[]);
+    socket.send(&bytes, 0)?;
+    while receive(&socket, |answer| {
+        match answer.kind {
+            DONE => return Ok(false),
+            ERROR => return error_of(answer.body).map_or(Ok(false), Err),
+            kind if kind >> 8 == CONNTRACK => names.extend(answer.body.get(GENERIC..).and_then(&name)),
+            _ => {}
+        }
+        Ok(true)
+    })? {}
+    let mut deleted = 0;
+    for (sequence, name) in (2..).zip(&names) {
+        let mut bytes = Vec::new();
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        write(&mut bytes, of_connections(DELETE_CONNECTION), flags, sequence, family, 0, name);
+        socket.send(&bytes, 0)?;
+        let mut refused = None;
+        while receive(&socket, |answer| {
+            refused = error_of(answer.body).filter(|_| answer.kind == ERROR);
+            Ok(answer.sequence < sequence)
+        })? {}
+        match refused {
+            None => deleted += 1,
+            Some(error) if error.raw_os_error() == Some(GONE) => {}
+            Some(error) => return Err(error),
+        }
+    }
+    Ok(deleted)
 }
 
 /// Makes changes as a whole or not at all.

@@ -21,8 +21,8 @@ use super::{
 };
 use berth_core::roots::Roots;
 use berth_services::{
-    ClearPods, Config, Engine, LinuxDatapath, LinuxDatapathConfig, PodNetworks, SelfTest, SelfTestService,
-    Sizes,
+    ClearPods, Config, Engine, LinuxDatapath, LinuxDatapathConfig, OnStale, PodNetworks, SelfTest,
+    SelfTestService, Sizes,
 };
 use std::{
     net::IpAddr,
@@ -55,6 +55,8 @@ pub(crate) struct ServicesConfig {
     pub(crate) networks: PodNetworks,
     /// The pods whose packets may bypass the host's stack.
     pub(crate) clear: ClearPods,
+    /// What else is to be done about backends that serve no more.
+    pub(crate) stale: OnStale,
     /// Whether a self-test's Service is in the tables.
     pub(crate) self_test: bool,
     /// The options of the agent.
@@ -178,8 +180,16 @@ fn spawn(
 ) -> std::io::Result<(Sender<()>, thread::JoinHandle<()>)> {
     let (wake, wakes) = channel();
     let run = move || {
-        let ServicesConfig { roots, exe, cgroup, networks: pod_networks, clear, self_test: _, options } =
-            config;
+        let ServicesConfig {
+            roots,
+            exe,
+            cgroup,
+            networks: pod_networks,
+            clear,
+            stale,
+            self_test: _,
+            options,
+        } = config;
         let ServiceOptions { networks, sizes } = options;
         let EngineInputs { status, latest, pods, host, node, health, health_checks, makes_endpoints } =
             inputs;
@@ -195,7 +205,15 @@ fn spawn(
             self_test,
         };
         let kernel = LinuxDatapath::new(
-            LinuxDatapathConfig { roots: roots.clone(), networks: pod_networks, exe, cgroup, clear, sizes },
+            LinuxDatapathConfig {
+                roots: roots.clone(),
+                networks: pod_networks,
+                exe,
+                cgroup,
+                clear,
+                stale,
+                sizes,
+            },
             move || Arc::clone(&host.borrow()),
         );
         let inputs = AgentInputs {

@@ -34,7 +34,7 @@ use berth_cluster::{
     },
 };
 use berth_core::{model::NodeLabels, roots::Roots};
-use berth_services::{ClearPods, HostNetworkConfig, KubeletPods, PodNetworks};
+use berth_services::{ClearPods, HostNetworkConfig, KubeletPods, OnStale, PodNetworks};
 use berth_source::{ServiceRanges, Source as _};
 use berth_sys::clock;
 use kube_proxy::KubeProxies;
@@ -116,6 +116,7 @@ pub(super) async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
             networks: PodNetworks::of_processes(KubeletPods::below(PROC)),
             // Rules of the host's stack may apply to the packets of every pod: network policies, for example.
             clear: ClearPods::default(),
+            stale: OnStale::new(kube_proxy::forget_connections),
             self_test: true,
             options: service_options(&args, node::memory()),
         },

@@ -6,7 +6,7 @@
 
 use super::super::services_health::ServicesHealth;
 use berth_core::error::Chain;
-use std::{fs, path::PathBuf, time::Duration};
+use std::{collections::HashSet, fs, net::SocketAddr, path::PathBuf, time::Duration};
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
@@ -99,6 +99,20 @@ async fn look(proc: PathBuf, services: ServicesHealth, tell: watch::Sender<Optio
             changed
         });
         sleep(EVERY).await;
+    }
+}
+
+/// Connections that kube-proxy has translated to these backends are forgotten: nobody else would, and a client that goes on
+/// to send would never reach another.
+pub(super) fn forget_connections(backends: &HashSet<SocketAddr>) {
+    match berth_network::forget_kube_proxy_connections(backends) {
+        Ok(0) => {}
+        Ok(forgotten) => {
+            tracing::info!(forgotten, "connections of kube-proxy to backends that serve no more")
+        }
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "cannot forget connections of kube-proxy to backends that serve no more");
+        }
     }
 }
 
