@@ -61,7 +61,9 @@ pub struct LinuxDatapathConfig {
 
 /// Function that is told the backends that serve no more, after their sockets were ended. It may block as long as that.
 #[derive(Clone)]
-pub struct OnStale(Arc<dyn Fn(&HashSet<SocketAddr>) + Send + Sync>);
+pub struct OnStale(Arc<Tell>);
+
+type Tell = dyn Fn(&HashSet<SocketAddr>) + Send + Sync;
 
 impl OnStale {
     /// The function `tell`.

@@ -68,18 +68,29 @@ pub(crate) struct Connections {
 #[derive(Debug, Default, Serialize)]
 struct Done {
     sent: u64,
-    slow: u64,
+    /// Answers that took long.
+    slow: Failures,
     /// Failures, by what failed.
     failed: BTreeMap<String, Failures>,
 }
 
-/// Failures of one kind.
+/// Requests with one kind of end.
 #[derive(Debug, Default, Serialize)]
 struct Failures {
     count: u64,
     /// Seconds from the start to the begin of the first that failed, and of the last.
     first: f32,
     last: f32,
+}
+
+impl Failures {
+    fn add(&mut self, at: Duration) {
+        self.last = at.as_secs_f32();
+        if self.count == 0 {
+            self.first = self.last;
+        }
+        self.count += 1;
+    }
 }
 
 pub(crate) fn run(args: &Connections) -> Result<()> {
@@ -117,13 +128,11 @@ fn load(target: &Target, pace: Duration, end: Instant) -> Result<Done> {
             (_, Some(socket)) => query(socket),
         };
         if let Err(error) = asked {
-            let at = begun.saturating_duration_since(start).as_secs_f32();
-            let failures =
-                done.failed.entry(error.to_string()).or_insert(Failures { first: at, ..Failures::default() });
-            failures.count += 1;
-            failures.last = at;
+            done.failed.entry(error.to_string()).or_default().add(begun - start);
         }
-        done.slow += u64::from(begun.elapsed() > SLOW);
+        if begun.elapsed() > SLOW {
+            done.slow.add(begun - start);
+        }
         next += pace;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
