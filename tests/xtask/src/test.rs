@@ -27,6 +27,9 @@ const SERVICES: &str = "berth-tests-services";
 /// Time limit of a test binary. Slower binaries are killed.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
 
+/// The same for the suite of attacks: a hundred thousand mounts and more, each with a grace period of the kernel.
+const DEADLINE_OF_ATTACKS: Duration = Duration::from_secs(3600);
+
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -248,7 +251,10 @@ impl Run {
             ["--package", "berth-volumes", "--package", "berth-csi-nfs", "--package", "berth-logd"];
         let built = out::timed("build the tests of volumes and of logs", || binaries::build(&packages));
         let Some(all) = self.built("build", built)? else { return Ok(()) };
-        self.binaries(&all.iter().collect::<Vec<_>>(), &[("BERTH_ATTACKS", "100000")], 1)
+        let all: Vec<&Binary> = all.iter().collect();
+        let env = [("BERTH_ATTACKS", "100000")];
+        let how = How { filter: self.filter.as_deref(), env: &env, deadline: DEADLINE_OF_ATTACKS, crates: 1 };
+        binaries::run(&all, how, &mut self.tally)
     }
 
     /// The tests of the crates in `csi`, and csi-sanity.
