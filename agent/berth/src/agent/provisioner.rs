@@ -18,6 +18,7 @@ use berth_core::{
         provision::{ProvisionStep, Provisioning, Wanted},
     },
 };
+use berth_csi_client::registration::RegisteredDriver;
 use berth_source::provisioned::{Provisioned, ProvisionedVolumes, StorageClaims};
 use berth_sys::clock;
 use berth_volumes::Volumes;
@@ -58,6 +59,15 @@ struct Pause {
     until: Boottime,
 }
 
+/// A call that is due.
+struct Due {
+    name: ClaimName,
+    step: ProvisionStep,
+    /// Whether it is the first one for the volume.
+    first: bool,
+    driver: Arc<RegisteredDriver>,
+}
+
 struct Provisioner {
     plugins: PluginWatch,
     volumes: Volumes,
@@ -96,8 +106,7 @@ pub(super) async fn run(parts: Parts) {
     loop {
         let (claims, objects) = {
             let sources = latest.borrow_and_update();
-            let claims = sources.snapshots().map(|s| &s.storage).find(|s| s.whole || !s.claims.is_empty());
-            (claims.cloned().unwrap_or_default(), sources.objects())
+            (sources.claims(), sources.objects())
         };
         changes.mark_unchanged();
         let wait = provisioner.step(&claims, &objects).await;
@@ -144,38 +153,40 @@ impl Provisioner {
                 Some(ProvisionStep::Forget) => self.forget(&name),
                 Some(step) => match self.pauses.get(&name) {
                     Some(pause) if pause.until > now => wait = wait.min(pause.until.since(now)),
-                    _ => due.push((name, step, !entry.begun)),
+                    // The plugins tell when the driver is there.
+                    _ => match self.driver(&entry.request.class.provisioner) {
+                        Ok(driver) => due.push(Due { name, step, first: !entry.begun, driver }),
+                        Err(missing) => drop(self.problems.insert(name, missing)),
+                    },
                 },
             }
         }
-        for (name, step, _) in &due {
+        for Due { name, step, .. } in &due {
             self.journal.begin(name, *step);
         }
         if !self.journal.save().await {
             // What is not on disk is not begun.
             return PAUSES.0;
         }
-        for (name, step, first) in due {
-            self.begin(name, step, first, objects);
+        for due in due {
+            self.begin(due, objects);
         }
         wait
     }
 
-    fn begin(&mut self, name: ClaimName, step: ProvisionStep, first: bool, objects: &Arc<Objects>) {
+    /// The registered driver of that name, or what is told of a missing one.
+    fn driver(&self, name: &str) -> Result<Arc<RegisteredDriver>, String> {
+        let plugins = self.plugins.borrow();
+        let found = plugins.drivers.iter().find(|(known, _)| known.as_str() == name);
+        let missing = || format!("CSI driver {name} is not registered with this node");
+        found.map(|(_, driver)| Arc::clone(driver)).ok_or_else(missing)
+    }
+
+    fn begin(&mut self, due: Due, objects: &Arc<Objects>) {
+        let Due { name, step, first, driver } = due;
         let Some(entry) = self.journal.get(&name).cloned() else { return };
-        let driver = entry.request.class.provisioner.clone();
-        let plugins = self.plugins.borrow().clone();
-        let found = plugins.drivers.iter().find(|(name, _)| name.as_str() == driver);
-        let Some((_, registered)) = found else {
-            // The plugins tell when it is.
-            if first {
-                self.journal.refused(&name);
-            }
-            self.problems.insert(name, format!("CSI driver {driver} is not registered with this node"));
-            return;
-        };
-        let (registered, objects) = (Arc::clone(registered), Arc::clone(objects));
-        let task = self.running.spawn(async move { (step, call(step, &entry, &registered, &objects).await) });
+        let objects = Arc::clone(objects);
+        let task = self.running.spawn(async move { (step, call(step, &entry, &driver, &objects).await) });
         self.busy.insert(task.id(), (name, first));
     }
 
