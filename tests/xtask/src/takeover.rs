@@ -22,8 +22,8 @@ const STEP: Duration = Duration::from_secs(60);
 /// Time for which nothing changes between two steps.
 const CALM: Duration = Duration::from_secs(2);
 
-/// Pods behind the Service.
-const PODS: usize = 3;
+/// Pods behind the Service: the server of each accepts nine connections that it has not begun to serve.
+const PODS: usize = 8;
 
 /// Ports of the node: of the web servers, and of the cluster's DNS over TCP.
 const NODE_PORT: u16 = 30080;
