@@ -45,7 +45,7 @@ fn a_sandbox_is_attached_reaches_the_host_and_another_and_leaves_nothing() {
     node.block_on(network.del("sandbox-a", Some(&a.path()))).unwrap();
     node.block_on(network.del("sandbox-a", Some(&a.path()))).unwrap();
     node.block_on(network.del("sandbox-b", None)).unwrap();
-    assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
+    assert_eq!((node.lasting_leftovers(), node.files(), node.allocated("pods")), Default::default());
     assert!(matches!(node.block_on(network.check("sandbox-a")), Err(Error::NotAttached(_))));
     assert!(!a.ip("link").unwrap().contains("eth0"));
 }
@@ -72,7 +72,7 @@ fn del_works_after_the_configuration_the_namespace_and_the_agent_changed() {
     fs::remove_file(node.roots.cni_conf.join("10-test.conflist")).unwrap();
     let network = node.open();
     node.block_on(network.del("sandbox-a", None)).unwrap();
-    assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
+    assert_eq!((node.lasting_leftovers(), node.files(), node.allocated("pods")), Default::default());
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn gc_takes_away_what_earlier_lives_left_and_spares_its_own() {
     // An attachment without its file is found by the plugin's GC.
     fs::remove_file(node.roots.lasting_state.join("attachments/valid.json")).unwrap();
     node.block_on(node.open().gc(&BTreeSet::new())).unwrap();
-    assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
+    assert_eq!((node.lasting_leftovers(), node.files(), node.allocated("pods")), Default::default());
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn another_boot_keeps_no_attachment_but_del_still_reaches_the_plugin() {
     let network = node.open();
     assert_eq!(network.attachment("sandbox-a"), None);
     node.block_on(network.gc(&BTreeSet::new())).unwrap();
-    assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
+    assert_eq!((node.lasting_leftovers(), node.files(), node.allocated("pods")), Default::default());
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_torn_attachment_file_is_set_aside() {
     assert_eq!(node.files(), ["sandbox-a.json.torn"]);
     // The plugin's own journal is intact: GC finds the attachment that the file no longer contains.
     node.block_on(node.open().gc(&BTreeSet::new())).unwrap();
-    assert_eq!((node.leftovers(), node.allocated("pods")), Default::default());
+    assert_eq!((node.lasting_leftovers(), node.allocated("pods")), Default::default());
 }
 
 #[test]
@@ -152,5 +152,5 @@ fn many_at_once_get_addresses_of_their_own() {
         }
         tasks.join_all().await
     });
-    assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
+    assert_eq!((node.lasting_leftovers(), node.files(), node.allocated("pods")), Default::default());
 }

@@ -172,5 +172,5 @@ fn egress_is_masqueraded_except_to_pods_and_exempt_networks() {
         node.block_on(network.del(id, None)).unwrap();
     }
     node.block_on(network.restore_host()).unwrap();
-    assert_eq!((node.leftovers().as_str(), nft(&node, &["list", "ruleset"]).as_str()), ("", ""));
+    assert_eq!((node.lasting_leftovers().as_str(), nft(&node, &["list", "ruleset"]).as_str()), ("", ""));
 }

@@ -76,7 +76,11 @@ fn a_kill_at_any_moment_leaves_nothing_that_del_or_gc_does_not_take_away() {
                     let gc = config.replacen('{', r#"{"cni.dev/valid-attachments":[],"#, 1);
                     assert!(start("GC", &id, &a, &gc).wait().unwrap().success());
                 }
-                assert_eq!((node.leftovers(), node.allocated("pods")), Default::default(), "round {round}");
+                assert_eq!(
+                    (node.lasting_leftovers(), node.allocated("pods")),
+                    Default::default(),
+                    "round {round}"
+                );
                 assert!(!a.ip("link").unwrap().contains("eth0"), "round {round}");
             }
         })
@@ -87,7 +91,7 @@ fn a_kill_at_any_moment_leaves_nothing_that_del_or_gc_does_not_take_away() {
     let attachment = node.block_on(node.open().add(&sandbox("last", &a.path()))).unwrap();
     assert_eq!(attachment.ips.len(), 2);
     node.block_on(node.open().del("last", None)).unwrap();
-    assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
+    assert_eq!((node.lasting_leftovers(), node.files(), node.allocated("pods")), Default::default());
 }
 
 /// The future of an ADD is dropped, as when a pod is deleted while it starts or the agent is
@@ -110,7 +114,7 @@ fn an_add_dropped_at_any_moment_is_collected_by_the_next_life() {
         }
         node.block_on(later.gc(&BTreeSet::new())).unwrap();
         assert_eq!(
-            (node.leftovers(), node.files(), node.allocated("pods")),
+            (node.lasting_leftovers(), node.files(), node.allocated("pods")),
             Default::default(),
             "round {round}"
         );

@@ -6,6 +6,7 @@ use crate::{
     names::Mac,
     netlink::{Link, Netlink},
     netns::Netns,
+    retired,
     sysctl::{self, Family},
 };
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -56,7 +57,14 @@ impl Attachment {
             }
             delete(host, &self.host_end)?;
         }
-        let index = self.create_pair(host, netns)?;
+        let index = match self.create_pair(host, netns) {
+            // The name in the container may still be that of a pair that was retired a moment ago.
+            Err(Error::Taken { .. }) => {
+                retired::delete(host)?;
+                self.create_pair(host, netns)?
+            }
+            made => made?,
+        };
         self.set_host_sysctls()?;
         netns.run(|| self.set_up_pod_side())?;
         self.set_up_host_side(host, index)

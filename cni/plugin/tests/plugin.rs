@@ -344,6 +344,12 @@ fn a_retired_pair_carries_nothing_and_goes_with_the_next_ones() {
     host.check("c0", &pods[0], &again).unwrap();
     let link = host.netns.ip(&format!("-d link show dev {end}")).unwrap();
     assert!(link.contains("state UP") && link.contains("group default"), "{link}");
+    // Another sandbox in the namespace whose interface is a retired pair's still: the name is free for it.
+    host.call("DEL", "c0", None, &host.config).unwrap();
+    host.add("other", &pods[0]).unwrap();
+    assert_eq!(host.veths(), 1, "{}", host.netns.ip("link").unwrap());
+    host.call("DEL", "other", None, &host.config).unwrap();
+    let again = host.add("c0", &pods[0]).unwrap();
     // A process that was killed leaves its pairs to the next DEL, or to GC.
     host.add("c1", &pods[1]).unwrap();
     host.call("DEL", "c1", None, &host.config).unwrap();

@@ -6,6 +6,7 @@ use berth_core::{
     roots::Roots,
 };
 pub(crate) use berth_harness::netns::Netns;
+use berth_harness::wait::{PATIENCE, until};
 use berth_network::{Network, NetworkConfig, SandboxNetwork};
 use std::{
     collections::BTreeMap,
@@ -99,6 +100,13 @@ impl Node {
         let v4 = self.host.ip("route").unwrap();
         let v6 = self.host.ip("-6 route").unwrap();
         [links, v4, v6].concat().lines().filter(|l| l.contains("veth")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What is left once the process that deletes retired devices has had its time.
+    pub(crate) fn lasting_leftovers(&self) -> String {
+        // The assertion on the value says what has stayed.
+        drop(until("no device is left", PATIENCE, || self.leftovers().is_empty()));
+        self.leftovers()
     }
 
     /// The keys that have addresses in the journal.
