@@ -38,6 +38,15 @@ fn rounds(few: u32) -> u32 {
 /// Repeats `round` while another thread repeats `attack`, which returns whether its exchange took place. There must be one
 /// for every ten rounds.
 fn race(rounds: u32, attack: impl Fn(u32) -> bool + Sync, mut round: impl FnMut(u32)) {
+    race_until(rounds, attack, |n| {
+        round(n);
+        true
+    });
+}
+
+/// The same, with more rounds until `round` says that what it must see was seen often enough: how the two threads meet is
+/// the scheduler's choice.
+fn race_until(rounds: u32, attack: impl Fn(u32) -> bool + Sync, mut round: impl FnMut(u32) -> bool) {
     let (done, at, exchanges) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -55,11 +64,13 @@ fn race(rounds: u32, attack: impl Fn(u32) -> bool + Sync, mut round: impl FnMut(
             }
         });
         let _stop = Stop(&done);
-        let mut n = 0;
-        while n < rounds || (exchanges.load(Relaxed) < rounds / 10 && n < rounds.saturating_mul(50)) {
+        let (mut n, mut enough) = (0, false);
+        while n < rounds
+            || ((exchanges.load(Relaxed) < rounds / 10 || !enough) && n < rounds.saturating_mul(50))
+        {
             n += 1;
             at.store(n, Relaxed);
-            round(n);
+            enough = round(n);
         }
     });
     let exchanges = exchanges.into_inner();
