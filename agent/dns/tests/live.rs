@@ -145,15 +145,26 @@ fn cluster_dns_survives_a_kill_and_hands_over_without_losing_a_question() {
     .unwrap();
 }
 
-/// Requests a handover like a new server. Returns the connection once it is answered.
+/// Requests a handover like a new server, until the server has handed over: it refuses while it waits for the new server of
+/// an earlier request, and then binds its local socket anew. Returns the connection.
 fn hand_over(node: &Node) -> UnixStream {
-    let mut stream = UnixStream::connect(node.roots.dns_socket()).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let request = br#"{"op":"hand-over"}"#;
-    stream.write_all(&u32::try_from(request.len()).unwrap().to_le_bytes()).unwrap();
-    stream.write_all(request).unwrap();
-    stream.read_exact(&mut [0; 4]).unwrap();
-    stream
+    let request = || -> std::io::Result<(UnixStream, Vec<u8>)> {
+        let mut stream = UnixStream::connect(node.roots.dns_socket())?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let request = br#"{"op":"hand-over"}"#;
+        stream.write_all(&u32::try_from(request.len()).unwrap().to_le_bytes())?;
+        stream.write_all(request)?;
+        let mut length = [0; 4];
+        stream.read_exact(&mut length)?;
+        let mut reply = vec![0; u32::from_le_bytes(length) as usize];
+        stream.read_exact(&mut reply)?;
+        Ok((stream, reply))
+    };
+    wait::some("the server hands over", PATIENCE, || {
+        let (stream, reply) = request().ok()?;
+        (reply == br#"{"reply":"handed-over"}"#).then_some(stream)
+    })
+    .unwrap()
 }
 
 #[test]
