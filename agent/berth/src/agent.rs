@@ -225,7 +225,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let snapshots = control_plane.as_ref().map(ControlPlane::snapshots);
     let labels = node.borrow().labels.clone();
     // A control plane has its own provisioners.
-    let made = (control_plane.is_none()).then(ProvisionedVolumes::new).transpose();
+    let made = control_plane.is_none().then(ProvisionedVolumes::new).transpose();
     let (made, provisioned) = made.context("make a pair of sockets")?.unzip();
     let (sources, desired) = sources::start(&roots, dirs, ranges, &labels, provisioned, snapshots, &cache);
     let plugins = credential_providers::open(

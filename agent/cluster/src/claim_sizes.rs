@@ -1,11 +1,7 @@
 //! The sizes of claims, read and changed one by one where the node expands a volume.
 
-use berth_core::{
-    error::Chain,
-    volume::expand::{ClaimSize, SizeChange},
-};
+use berth_core::volume::expand::{ClaimSize, SizeChange};
 use berth_kube::{
-    Error,
     pool::Pool,
     request::{Patch, Request},
 };
@@ -57,15 +53,11 @@ impl ClaimSizes {
     }
 
     async fn send(&self, request: Request) -> Result<ClaimSize, String> {
-        let answer = self.pool.send(&request.within(DEADLINE)).await.map_err(|e| reason(&e))?;
+        let answer = self.pool.send(&request.within(DEADLINE)).await.map_err(|e| e.reason())?;
         claim_size(&answer.body).map_err(|e| format!("cannot read a PersistentVolumeClaim: {e}"))
     }
 }
 
 fn path(namespace: &str, name: &str, below: &str) -> String {
     format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}{below}")
-}
-
-fn reason(error: &Error) -> String {
-    error.refusal().map_or_else(|| Chain(error).to_string(), |refusal| refusal.message.clone())
 }

@@ -5,12 +5,11 @@
 
 use crate::tokens::{Issued, issued};
 use berth_core::{
-    error::Chain,
     image::{Hidden, provider::PullPod},
     sync::lock,
     time::Boottime,
 };
-use berth_kube::{Error, pool::Pool, request::Request};
+use berth_kube::{pool::Pool, request::Request};
 use berth_sys::clock;
 use serde::Deserialize;
 use serde_json::json;
@@ -69,7 +68,7 @@ impl ImageAccounts {
         name: &str,
     ) -> Result<(String, BTreeMap<String, String>), String> {
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}");
-        let answer = self.pool.send(&Request::get(path)).await.map_err(|e| reason(&e))?;
+        let answer = self.pool.send(&Request::get(path)).await.map_err(|e| e.reason())?;
         let account: Account = serde_json::from_slice(&answer.body)
             .map_err(|error| format!("cannot read ServiceAccount {namespace}/{name}: {error}"))?;
         Ok((account.metadata.uid, account.metadata.annotations.unwrap_or_default()))
@@ -92,7 +91,7 @@ impl ImageAccounts {
         let path =
             format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", pod.namespace, pod.service_account);
         let request = Request::create(path, body(pod, uid, audience));
-        let answer = self.pool.send(&request).await.map_err(|e| reason(&e))?;
+        let answer = self.pool.send(&request).await.map_err(|e| e.reason())?;
         let Issued { token, life } = issued(&answer.body, clock::wall())?;
         let token = Hidden::new(token.text);
         let mut tokens = lock(&self.tokens);
@@ -115,10 +114,6 @@ fn body(pod: &PullPod, uid: &str, audience: &str) -> String {
         },
     })
     .to_string()
-}
-
-fn reason(error: &Error) -> String {
-    error.refusal().map_or_else(|| Chain(error).to_string(), |refusal| refusal.message.clone())
 }
 
 #[cfg(test)]

@@ -1,12 +1,7 @@
 //! Waits between tries. Pure but for the jitter, which the caller draws.
 
+pub(crate) use berth_core::time::backoff;
 use std::time::Duration;
-
-/// The wait after `failures` failures in a row (from 1 on): `first`, doubling up to `longest`.
-pub(crate) fn backoff(failures: u32, first: Duration, longest: Duration) -> Duration {
-    let doubled = 2_u32.checked_pow(failures.saturating_sub(1)).and_then(|times| first.checked_mul(times));
-    doubled.map_or(longest, |wait| wait.min(longest))
-}
 
 /// `wait`, shorter or longer by up to the share `by`; `draw` is a number from 0 to 1.
 pub(crate) fn jittered(wait: Duration, by: f64, draw: f64) -> Duration {
@@ -16,12 +11,6 @@ pub(crate) fn jittered(wait: Duration, by: f64, draw: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn waits_double_up_to_the_longest() {
-        let wait = |n| backoff(n, Duration::from_millis(200), Duration::from_secs(10)).as_millis();
-        assert_eq!([0, 1, 2, 3, 6, 7, 1000].map(wait), [200, 200, 400, 800, 6400, 10_000, 10_000]);
-    }
 
     #[test]
     fn jitter_stays_within_its_share() {

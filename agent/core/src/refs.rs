@@ -7,7 +7,7 @@ mod storage;
 
 use crate::{
     ids::{Namespace, VolumeName},
-    model::{Container, EnvFromSource, EnvValue, ObjectKind, Pod, ProjectedSource, VolumeSource},
+    model::{Container, EnvFromSource, EnvValue, ObjectKind, Pod, ProjectedSource, Volume, VolumeSource},
 };
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -94,12 +94,9 @@ pub fn refs(pod: &Pod) -> BTreeSet<Ref> {
                     ProjectedSource::DownwardApi(_) | ProjectedSource::NotYet { .. } => None,
                 }));
             }
-            VolumeSource::PersistentVolumeClaim { claim, .. } => {
-                all.insert(of(ObjectKind::PersistentVolumeClaim, claim, RefUse::Storage));
-            }
-            VolumeSource::Ephemeral => {
-                let claim = ephemeral_claim(pod, &volume.name);
-                all.insert(of(ObjectKind::PersistentVolumeClaim, &claim, RefUse::Storage));
+            VolumeSource::PersistentVolumeClaim { .. } | VolumeSource::Ephemeral => {
+                let claim = claim_name(pod, volume);
+                all.extend(claim.map(|name| of(ObjectKind::PersistentVolumeClaim, &name, RefUse::Storage)));
             }
             VolumeSource::Csi(csi) => {
                 all.insert(of(ObjectKind::CsiDriver, &csi.driver, RefUse::Storage));
@@ -119,6 +116,15 @@ pub fn refs(pod: &Pod) -> BTreeSet<Ref> {
 /// The name of the claim of a generic ephemeral volume (`ephemeral.VolumeClaimName`).
 pub fn ephemeral_claim(pod: &Pod, volume: &VolumeName) -> String {
     format!("{}-{volume}", pod.key.name)
+}
+
+/// The name of the claim of a volume, a generic ephemeral one included; `None` for a volume without a claim.
+pub fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
+    match &volume.source {
+        VolumeSource::PersistentVolumeClaim { claim, .. } => Some(claim.clone()),
+        VolumeSource::Ephemeral => Some(ephemeral_claim(pod, &volume.name)),
+        _ => None,
+    }
 }
 
 /// The references of a container's environment.

@@ -84,6 +84,12 @@ pub fn parse_go_duration(text: &str) -> Option<Duration> {
     i64::try_from(nanos).ok().and_then(|n| u64::try_from(n).ok()).map(Duration::from_nanos)
 }
 
+/// The wait after `failures` failures in a row (from 1 on): `first`, doubling up to `longest`.
+pub fn backoff(failures: u32, first: Duration, longest: Duration) -> Duration {
+    let doubled = 2_u32.checked_pow(failures.saturating_sub(1)).and_then(|times| first.checked_mul(times));
+    doubled.map_or(longest, |wait| wait.min(longest))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +112,11 @@ mod tests {
         for bad in ["", "5", "m", ".s", "1.2.3s", "1d", "-1s", "99999999999999999999h", "\u{e9}", "s5"] {
             assert_eq!(parse_go_duration(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn waits_double_up_to_the_longest() {
+        let wait = |n| backoff(n, Duration::from_millis(200), Duration::from_secs(10)).as_millis();
+        assert_eq!([0, 1, 2, 3, 6, 7, 1000].map(wait), [200, 200, 400, 800, 6400, 10_000, 10_000]);
     }
 }

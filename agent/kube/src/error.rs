@@ -1,6 +1,7 @@
 //! Errors of this crate, one variant per operation.
 
 use crate::{identity::Wrong, status::Refusal};
+use berth_core::error::Chain;
 use std::{path::PathBuf, time::Duration};
 
 /// A failed operation with its subject.
@@ -110,5 +111,10 @@ impl Error {
             Error::Refused { refusal, .. } => Some(refusal),
             _ => None,
         }
+    }
+
+    /// The API server's own words, or why there are none.
+    pub fn reason(&self) -> String {
+        self.refusal().map_or_else(|| Chain(self).to_string(), |refusal| refusal.message.clone())
     }
 }

@@ -31,7 +31,7 @@ use berth_core::{
     model::Pod,
     plan::{Desired, Failure, Memory},
     status::{Phase, PodStatus},
-    time::{Boottime, Wall},
+    time::{Boottime, Wall, backoff},
 };
 use cleanup::CleanupState;
 use labels::LabelMatches;
@@ -335,8 +335,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let Some(live) = self.workers.get_mut(&uid) else { return };
         live.mailbox = None;
         let panics = self.panics.entry(uid.clone()).or_default();
-        let rest = PANIC_BACKOFF.saturating_mul(1 << (*panics).min(8)).min(PANIC_BACKOFF_MAX);
         *panics = panics.saturating_add(1);
+        let rest = backoff(*panics, PANIC_BACKOFF, PANIC_BACKOFF_MAX);
         tracing::error!(pod = %live.desired.pod.key, %uid, panic, ?rest, "the pod's worker panicked; it will be started again");
         self.spawn(ManagerTask::RestartDelay(uid), async move {
             tokio::time::sleep(rest).await;

@@ -226,14 +226,17 @@ impl TableReconciler {
             if known != Some(&slice) {
                 self.dirty.insert(slice.service.clone());
                 self.slices.insert(slice.key.clone(), slice.service.clone());
-                match at.map(|at| entry.slices.get_mut(at)) {
-                    Ok(Some(known)) => *known = slice,
-                    Ok(None) => {}
+                let at = match at {
+                    Ok(at) => {
+                        entry.slices.remove(at);
+                        at
+                    }
                     Err(at) => {
                         entry.slices.reserve_exact(1);
-                        entry.slices.insert(at, slice);
+                        at
                     }
-                }
+                };
+                entry.slices.insert(at, slice);
             }
         }
     }

@@ -155,22 +155,30 @@ pub fn dump(request: &Message) -> io::Result<Vec<Message>> {
 /// # Errors
 /// The kernel refuses (its errno), or does not answer.
 pub fn any_connection(family: u8, is_wanted: impl Fn(&[u8]) -> bool) -> io::Result<bool> {
-    let socket = connect()?;
+    let mut found = false;
+    visit_connections(&connect()?, family, |connection| {
+        found |= is_wanted(connection);
+        !found
+    })?;
+    Ok(found)
+}
+
+/// Shows the attributes of each tracked connection of a family, as long as `goes_on` says so of the last one. Its question is
+/// the socket's first.
+fn visit_connections(socket: &Socket, family: u8, mut goes_on: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
     let mut bytes = Vec::new();
     let kind = CONNTRACK << 8 | GET_CONNECTION;
     write(&mut bytes, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, family, 0, &[]);
     socket.send(&bytes, 0)?;
-    let mut found = false;
-    while receive(&socket, |answer| {
-        match answer.kind {
-            DONE => return Ok(false),
+    while receive(socket, |answer| {
+        Ok(match answer.kind {
+            DONE => false,
             ERROR => return error_of(answer.body).map_or(Ok(false), Err),
-            kind if kind >> 8 == CONNTRACK => found |= answer.body.get(GENERIC..).is_some_and(&is_wanted),
-            _ => {}
-        }
-        Ok(!found)
+            kind if kind >> 8 == CONNTRACK => answer.body.get(GENERIC..).is_none_or(&mut goes_on),
+            _ => true,
+        })
     })? {}
-    Ok(found)
+    Ok(())
 }
 
 /// Deletes the tracked connections of a family for whose attributes (`enum ctattr_type`) `name` gives those that name the
@@ -179,26 +187,16 @@ pub fn any_connection(family: u8, is_wanted: impl Fn(&[u8]) -> bool) -> io::Resu
 /// # Errors
 /// The kernel refuses (its errno), or does not answer. Some may be deleted by then.
 pub fn delete_connections(family: u8, name: impl Fn(&[u8]) -> Option<Vec<u8>>) -> io::Result<usize> {
-    let mut names = Vec::new();
-    let socket = connect()?;
-    let mut bytes = Vec::new();
-    let of_connections = |kind: u16| CONNTRACK << 8 | kind;
-    write(&mut bytes, of_connections(GET_CONNECTION), NLM_F_REQUEST | NLM_F_DUMP, 1, family, 0, &[]);
-    socket.send(&bytes, 0)?;
-    while receive(&socket, |answer| {
-        match answer.kind {
-            DONE => return Ok(false),
-            ERROR => return error_of(answer.body).map_or(Ok(false), Err),
-            kind if kind >> 8 == CONNTRACK => names.extend(answer.body.get(GENERIC..).and_then(&name)),
-            _ => {}
-        }
-        Ok(true)
-    })? {}
+    let (socket, mut names) = (connect()?, Vec::new());
+    visit_connections(&socket, family, |connection| {
+        names.extend(name(connection));
+        true
+    })?;
     let mut deleted = 0;
     for (sequence, name) in (2..).zip(&names) {
         let mut bytes = Vec::new();
         let flags = NLM_F_REQUEST | NLM_F_ACK;
-        write(&mut bytes, of_connections(DELETE_CONNECTION), flags, sequence, family, 0, name);
+        write(&mut bytes, CONNTRACK << 8 | DELETE_CONNECTION, flags, sequence, family, 0, name);
         socket.send(&bytes, 0)?;
         let mut refused = None;
         while receive(&socket, |answer| {

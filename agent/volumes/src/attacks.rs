@@ -12,7 +12,8 @@ mod sub_path;
 mod teardown;
 mod versions;
 
-use crate::testing::{Node, Stop};
+use crate::testing::Node;
+use berth_harness::race::{self, BLOCKED, Stop, abort_after, rounds};
 use rustix::{
     fd::AsFd,
     fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with},
@@ -20,62 +21,24 @@ use rustix::{
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write as _,
     os::unix::fs::{MetadataExt as _, symlink},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-/// The longest time of a round before it counts as blocked.
-const BLOCKED: Duration = Duration::from_secs(30);
-
-/// The number of rounds: `BERTH_ATTACKS`, or `few`.
-fn rounds(few: u32) -> u32 {
-    std::env::var("BERTH_ATTACKS").map_or(few, |text| text.parse().unwrap())
+/// The same as [`berth_harness::race::race`], and prints how many rounds and exchanges there were.
+fn race(rounds: u32, attack: impl Fn(u32) -> bool + Sync, round: impl FnMut(u32)) {
+    tell(race::race(rounds, attack, round));
 }
 
-/// Repeats `round` while another thread repeats `attack`, which returns whether its exchange took place. There must be one
-/// for every ten rounds.
-fn race(rounds: u32, attack: impl Fn(u32) -> bool + Sync, mut round: impl FnMut(u32)) {
-    race_until(rounds, attack, |n| {
-        round(n);
-        true
-    });
+/// The same as [`berth_harness::race::race_until`], and prints how many rounds and exchanges there were.
+fn race_until(rounds: u32, attack: impl Fn(u32) -> bool + Sync, round: impl FnMut(u32) -> bool) {
+    tell(race::race_until(rounds, attack, round));
 }
 
-/// The same, with more rounds until `round` says that what it must see was seen often enough: how the two threads meet is
-/// the scheduler's choice.
-fn race_until(rounds: u32, attack: impl Fn(u32) -> bool + Sync, mut round: impl FnMut(u32) -> bool) {
-    let (done, at, exchanges) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut last, mut since) = (0, Instant::now());
-            for n in 0.. {
-                if done.load(Relaxed) {
-                    break;
-                }
-                exchanges.fetch_add(u32::from(attack(n)), Relaxed);
-                let now = at.load(Relaxed);
-                if now != last {
-                    (last, since) = (now, Instant::now());
-                }
-                abort_after(BLOCKED, since, "a round of an attack");
-            }
-        });
-        let _stop = Stop(&done);
-        let (mut n, mut enough) = (0, false);
-        while n < rounds
-            || ((exchanges.load(Relaxed) < rounds / 10 || !enough) && n < rounds.saturating_mul(50))
-        {
-            n += 1;
-            at.store(n, Relaxed);
-            enough = round(n);
-        }
-    });
-    let exchanges = exchanges.into_inner();
-    assert!(exchanges >= rounds / 10, "no race: {exchanges} exchanges in {} rounds", at.into_inner());
-    println!("{} rounds, {exchanges} exchanges", at.into_inner());
+fn tell((rounds, exchanges): (u32, u32)) {
+    println!("{rounds} rounds, {exchanges} exchanges");
 }
 
 /// Runs something that must not block.
@@ -92,15 +55,6 @@ pub(crate) fn at_once<T>(what: &str, work: impl FnOnce() -> T) -> T {
         let _stop = Stop(&done);
         work()
     })
-}
-
-/// A thread that blocks in the kernel cannot be ended, so the process is.
-fn abort_after(limit: Duration, since: Instant, what: &str) {
-    if since.elapsed() > limit {
-        // What the macros print is kept back until the test's end, which does not come.
-        std::io::stderr().write_all(format!("{what} blocks\n").as_bytes()).ok();
-        std::process::abort();
-    }
 }
 
 /// Exchanges two entries of a directory.

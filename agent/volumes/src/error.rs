@@ -117,7 +117,7 @@ pub enum Error {
     /// A volume that has grown could not be expanded on the node.
     #[error("{text}")]
     Expansion {
-        /// Why.
+        /// The driver's refusal, or what else keeps the file system from its new size.
         text: String,
         /// Whether the pod was mounting it.
         mounting: bool,

@@ -8,10 +8,7 @@ use berth_core::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
 
 pub(crate) fn pod(name: &str) -> Pod {
@@ -171,16 +168,6 @@ impl Drop for Node {
                 return;
             }
         }
-    }
-}
-
-/// Flag that ends another thread on drop, also after a failed assertion; the thread's scope would otherwise
-/// wait forever.
-pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
     }
 }
 

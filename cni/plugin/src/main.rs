@@ -12,8 +12,8 @@
 //!
 //! Invariants:
 //! - An address is in the journal before its device is created, and is released only after the
-//!   device is down, without routes, and about to be deleted. If the plugin is killed at any instruction, DEL or GC find the rest under the
-//!   container's id.
+//!   device is down, without routes, and about to be deleted. If the plugin is killed at any
+//!   instruction, DEL or GC find the rest under the container's id.
 //! - Everything outside of the journal has a name that is a function of network and container, so
 //!   that a second ADD finds the devices of the first, and DEL needs neither the namespace nor the
 //!   earlier result.

@@ -115,7 +115,7 @@ pub enum Error {
     NoAnswer {
         /// The call.
         subject: Subject,
-        /// What is wrong with the text.
+        /// How the driver was lost, or why what it sent is no answer.
         reason: String,
     },
     /// The driver succeeded, and what it answered makes no sense.

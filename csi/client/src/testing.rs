@@ -1,5 +1,5 @@
-//! A driver for tests: a node service, and one that makes volumes, in this process on a Unix socket, with faults by the call and a journal of what
-//! was asked and done.
+//! A driver for tests: a node service, and one that makes volumes, in this process on a Unix socket, with faults by the
+//! call and a journal of what was asked and done.
 //!
 //! Owns: the driver's directory (`csi.sock` and the volumes' data), one thread while it runs, and with
 //! [`Options::mounts`] the mounts that it made. A fault may end the driver as a kill would: all its connections break,

@@ -10,6 +10,7 @@ use crate::{
 };
 use berth_harness::{
     fuse::{Answers, Attributes, Entry, Fuse, ROOT},
+    race::{self, rounds},
     rng::{self, Rng},
 };
 use rustix::{
@@ -20,12 +21,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
 };
-
-fn rounds(few: u32) -> u32 {
-    std::env::var("BERTH_ATTACKS").map_or(few, |text| text.parse().unwrap())
-}
 
 /// In memory: a copy ends with a sync of its file system.
 fn in_memory() -> tempfile::TempDir {
@@ -66,34 +62,8 @@ fn assert_without_sentinel(copy: &Path) {
     }
 }
 
-/// Repeats `round` while another thread repeats `attack`, which returns whether it exchanged something.
-fn race(rounds: u32, attack: impl Fn(u32) -> bool + Sync, mut round: impl FnMut(u32)) {
-    struct Stop<'a>(&'a AtomicBool);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Relaxed);
-        }
-    }
-    let (done, exchanges) = (AtomicBool::new(false), AtomicU32::new(0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for n in 0.. {
-                if done.load(Relaxed) {
-                    break;
-                }
-                exchanges.fetch_add(u32::from(attack(n)), Relaxed);
-            }
-        });
-        let _stop = Stop(&done);
-        let mut n = 0;
-        // How the two threads meet is the scheduler's choice: more rounds until there were enough exchanges.
-        while n < rounds || (exchanges.load(Relaxed) < rounds / 10 && n < rounds.saturating_mul(50)) {
-            round(n);
-            n += 1;
-        }
-    });
-    let exchanges = exchanges.into_inner();
-    assert!(exchanges >= rounds / 10, "no race: {exchanges} exchanges in {rounds} rounds");
+fn race(rounds: u32, attack: impl Fn(u32) -> bool + Sync, round: impl FnMut(u32)) {
+    let (rounds, exchanges) = race::race(rounds, attack, round);
     println!("{rounds} rounds, {exchanges} exchanges");
 }
 

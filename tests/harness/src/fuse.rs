@@ -56,9 +56,9 @@ pub trait Answers: Send + 'static {
 pub struct Attributes {
     /// Kind and permissions as of stat(2).
     pub mode: u32,
-    /// Bytes.
+    /// Length of the content in bytes.
     pub size: u64,
-    /// Names.
+    /// Number of names that the node has.
     pub links: u32,
     /// The inode's number.
     pub inode: u64,

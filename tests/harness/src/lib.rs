@@ -18,6 +18,7 @@ pub mod node;
 pub mod oci;
 pub mod process;
 pub mod programs;
+pub mod race;
 pub mod registry;
 pub mod rng;
 pub mod socket;

@@ -300,12 +300,7 @@ fn the_agent_is_killed_before_and_after_every_step_of_volumes() {
     let dir = tempfile::Builder::new().prefix("berth-csi-").tempdir().unwrap();
     let driver = TestDriver::start(dir.path(), Options { mounts: true, ..Options::default() }).unwrap();
     on_a_node(Build::Failpoints, |node| {
-        let registry = node.roots.pod_state.join("plugins_registry");
-        fs::create_dir_all(&registry)?;
-        let socket = registry.join("test.sock");
-        let endpoint = driver.endpoint();
-        let registration =
-            TestRegistration::start(&socket, "CSIPlugin", "test.csi.example", &endpoint, &["1.0.0"])?;
+        let registration = support::register(node, &driver)?;
         let data = node.dir.join("data");
         fs::create_dir(&data)?;
         let mut world = World { node, driver, _registration: registration, data, begun: 0 };

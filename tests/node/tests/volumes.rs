@@ -7,7 +7,7 @@ mod support;
 use anyhow::{Context, ensure};
 use berth_csi_client::{
     Call,
-    testing::{Options, Outcome, TestDriver, TestRegistration},
+    testing::{Options, Outcome, TestDriver},
 };
 use berth_harness::{
     node::Node,
@@ -15,7 +15,7 @@ use berth_harness::{
     wait::{self, PATIENCE},
 };
 use std::{fs, time::Duration};
-use support::{apply, on_a_node, shell};
+use support::{apply, on_a_node, register, shell};
 
 /// A volume with that source, and a claim for it.
 fn storage(name: &str, class: &str, source: &str) -> String {
@@ -85,16 +85,7 @@ fn a_driver_that_dies_holds_up_its_own_pods_alone_and_stages_once() {
     let dir = tempfile::Builder::new().prefix("berth-csi-").tempdir().unwrap();
     let mut driver = TestDriver::start(dir.path(), Options { mounts: true, ..Options::default() }).unwrap();
     on_a_node(Build::Plain, |node| {
-        let registry = node.roots.pod_state.join("plugins_registry");
-        fs::create_dir_all(&registry)?;
-        let socket = registry.join("test.sock");
-        let registration = TestRegistration::start(
-            &socket,
-            "CSIPlugin",
-            "test.csi.example",
-            &driver.endpoint(),
-            &["1.0.0"],
-        )?;
+        let registration = register(node, &driver)?;
         let source = "csi: {driver: test.csi.example, volumeHandle: one}";
         node.apply("storage.yaml", &storage("one", "''", source))?;
         let file = driver.data("one").join("all");
@@ -137,8 +128,6 @@ fn a_driver_makes_the_volume_of_a_claim_and_deletes_it_after_the_claim() {
     let dir = tempfile::Builder::new().prefix("berth-csi-").tempdir().unwrap();
     let driver = TestDriver::start(dir.path(), Options { mounts: true, ..Options::default() }).unwrap();
     on_a_node(Build::Plain, |node| {
-        let registry = node.roots.pod_state.join("plugins_registry");
-        fs::create_dir_all(&registry)?;
         let class = "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: made}\n\
                      provisioner: test.csi.example\nvolumeBindingMode: WaitForFirstConsumer\n";
         node.apply("class.yaml", class)?;
@@ -155,14 +144,7 @@ fn a_driver_makes_the_volume_of_a_claim_and_deletes_it_after_the_claim() {
                 text.contains("CSI driver test.csi.example is not registered with this node")
             })
         })?;
-        let socket = registry.join("test.sock");
-        let registration = TestRegistration::start(
-            &socket,
-            "CSIPlugin",
-            "test.csi.example",
-            &driver.endpoint(),
-            &["1.0.0"],
-        )?;
+        let registration = register(node, &driver)?;
         wait::until("the volume is made", PATIENCE, || driver.made().len() == 1)?;
         let id = driver.made().into_values().next().context("the volume")?;
         let file = driver.data(&id).join("all");

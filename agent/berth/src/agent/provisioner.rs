@@ -12,7 +12,7 @@ mod journal;
 use super::{csi::PluginWatch, sources::Latest};
 use berth_core::{
     model::Objects,
-    time::Boottime,
+    time::{Boottime, backoff},
     volume::{
         bind::ClaimName,
         provision::{ProvisionStep, Provisioning, Wanted},
@@ -210,10 +210,9 @@ impl Provisioner {
                     self.journal.refused(&name);
                 }
                 self.problems.insert(name.clone(), text);
-                let tries = self.pauses.get(&name).map_or(0, |pause| pause.tries);
-                let pause = PAUSES.0.saturating_mul(1 << tries.min(8)).min(PAUSES.1);
-                let until = clock::boottime() + pause;
-                self.pauses.insert(name, Pause { tries: tries.saturating_add(1), until });
+                let tries = self.pauses.get(&name).map_or(1, |pause| pause.tries.saturating_add(1));
+                let until = clock::boottime() + backoff(tries, PAUSES.0, PAUSES.1);
+                self.pauses.insert(name, Pause { tries, until });
                 return;
             }
         }

@@ -89,6 +89,16 @@ impl KeyedData {
         self.data.iter().chain(&self.binary_data)
     }
 
+    /// Every key with its text.
+    ///
+    /// # Errors
+    /// The first key whose bytes are no UTF-8. The error must not have the bytes, which may be secret.
+    pub fn texts(&self) -> Result<BTreeMap<String, String>, &str> {
+        let text =
+            |(key, bytes): (&String, &Vec<u8>)| Some((key.clone(), String::from_utf8(bytes.clone()).ok()?));
+        self.files().map(|file| text(file).ok_or(file.0.as_str())).collect()
+    }
+
     /// The bytes of a key, as a volume shows them.
     pub fn file(&self, key: &str) -> Option<&Vec<u8>> {
         self.data.get(key).or_else(|| self.binary_data.get(key))

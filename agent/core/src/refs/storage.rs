@@ -18,19 +18,15 @@ pub fn refs_with(pod: &Pod, objects: &Objects) -> BTreeSet<Ref> {
     let mut all = refs(pod);
     for volume in pod.mounted_volumes() {
         match &volume.source {
-            VolumeSource::PersistentVolumeClaim { claim, .. } => {
-                all.extend(of_claim(pod, claim, objects));
-            }
-            VolumeSource::Ephemeral => {
-                let claim = super::ephemeral_claim(pod, &volume.name);
-                all.extend(of_claim(pod, &claim, objects));
-            }
             VolumeSource::Csi(csi) => {
                 if let Value::Known(driver) = objects.csi_driver(&csi.driver) {
                     all.extend(tokens(pod, driver));
                 }
             }
-            _ => {}
+            _ => {
+                let claim = super::claim_name(pod, volume);
+                all.extend(claim.into_iter().flat_map(|claim| of_claim(pod, &claim, objects)));
+            }
         }
     }
     all

@@ -1,8 +1,8 @@
 //! The attachable volumes of a pod, by the names that a Node's status has for them.
 
+use super::claimed_volume;
 use crate::{
-    model::{Objects, PersistentVolumeSource, Pod, VolumeSource},
-    refs::ephemeral_claim,
+    model::{Objects, PersistentVolumeSource, Pod},
     value::Value,
 };
 use std::collections::BTreeSet;
@@ -14,17 +14,8 @@ pub fn unique_name(driver: &str, handle: &str) -> String {
 
 /// The volumes of a pod that a control plane attaches to the node, as far as the pod's objects tell.
 pub fn attachable(pod: &Pod, objects: &Objects) -> BTreeSet<String> {
-    let namespace = &pod.key.namespace;
-    let volume = |source: &VolumeSource, name| {
-        let claim = match source {
-            VolumeSource::PersistentVolumeClaim { claim, .. } => claim.clone(),
-            VolumeSource::Ephemeral => ephemeral_claim(pod, name),
-            _ => return None,
-        };
-        let Value::Known(claim) = objects.claim(namespace, &claim) else { return None };
-        let Value::Known(volume) = objects.persistent_volume(namespace, claim.volume.as_ref()?) else {
-            return None;
-        };
+    let name = |volume| {
+        let (_, volume) = claimed_volume(pod, volume, objects)?;
         let PersistentVolumeSource::Csi(csi) = &volume.source else { return None };
         // Without its object a driver's volumes are attached.
         let attached = match objects.csi_driver(&csi.driver) {
@@ -33,5 +24,5 @@ pub fn attachable(pod: &Pod, objects: &Objects) -> BTreeSet<String> {
         };
         attached.then(|| unique_name(&csi.driver, &csi.handle))
     };
-    pod.mounted_volumes().filter_map(|v| volume(&v.source, &v.name)).collect()
+    pod.mounted_volumes().filter_map(name).collect()
 }

@@ -1,6 +1,7 @@
 //! The persistent volume behind a volume of a pod. Texts are those of the kubelet
 //! (`pkg/kubelet/volumemanager/populator/desired_state_of_world_populator.go`).
 
+use super::claimed_volume;
 use crate::{
     model::{
         AccessMode, CsiDriver, NodeInfo, ObjectKind, Objects, PersistentVolume, PersistentVolumeClaim,
@@ -146,43 +147,21 @@ pub fn wants_republish(pod: &Pod, objects: &Objects) -> bool {
     };
     pod.mounted_volumes().any(|volume| match &volume.source {
         VolumeSource::Csi(csi) => wants(&csi.driver),
-        VolumeSource::PersistentVolumeClaim { claim, .. } => {
-            driver_of_claim(pod, claim, objects).is_some_and(|driver| wants(&driver))
-        }
-        VolumeSource::Ephemeral => {
-            let claim = ephemeral_claim(pod, &volume.name);
-            driver_of_claim(pod, &claim, objects).is_some_and(|driver| wants(&driver))
-        }
-        _ => false,
+        _ => claimed_volume(pod, volume, objects).is_some_and(|(_, volume)| match &volume.source {
+            PersistentVolumeSource::Csi(csi) => wants(&csi.driver),
+            _ => false,
+        }),
     })
 }
 
 /// Whether one of the pod's volumes has grown beyond what its claim tells.
 pub fn wants_expansion(pod: &Pod, objects: &Objects) -> bool {
     let bytes = |size: &Option<Quantity>| size.as_ref().map_or(0, Quantity::units);
-    pod.mounted_volumes().any(|volume| {
-        let claim = match &volume.source {
-            VolumeSource::PersistentVolumeClaim { claim, .. } => claim.clone(),
-            VolumeSource::Ephemeral => ephemeral_claim(pod, &volume.name),
-            _ => return false,
-        };
-        let namespace = &pod.key.namespace;
-        let Value::Known(claim) = objects.claim(namespace, &claim) else { return false };
-        let Some(bound) = claim.volume.as_ref().filter(|_| claim.bound) else { return false };
-        let Value::Known(volume) = objects.persistent_volume(namespace, bound) else { return false };
-        matches!(volume.source, PersistentVolumeSource::Csi(_))
+    pod.mounted_volumes().filter_map(|volume| claimed_volume(pod, volume, objects)).any(|(claim, volume)| {
+        claim.bound
+            && matches!(volume.source, PersistentVolumeSource::Csi(_))
             && bytes(&volume.capacity) > bytes(&claim.capacity)
     })
-}
-
-fn driver_of_claim(pod: &Pod, claim: &str, objects: &Objects) -> Option<String> {
-    let Value::Known(claim) = objects.claim(&pod.key.namespace, claim) else { return None };
-    let bound = claim.volume.as_ref()?;
-    let Value::Known(volume) = objects.persistent_volume(&pod.key.namespace, bound) else { return None };
-    match &volume.source {
-        PersistentVolumeSource::Csi(csi) => Some(csi.driver.clone()),
-        _ => None,
-    }
 }
 
 fn known<T>(kind: ObjectKind, name: &str, value: Value<&Arc<T>>) -> Result<Option<Arc<T>>, ResolveError> {

@@ -22,8 +22,8 @@ const OBSERVE_RETRY: Duration = Duration::from_secs(1);
 pub(super) const OBSERVE_RETRY_MAX: Duration = Duration::from_secs(30);
 /// Deadline of an observation.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time from a refresh to the next of a pod whose driver wants its volumes published again, or whose volume has grown; the kubelet does it at each sync
-/// of the pod, 60 to 90 s apart.
+/// Time from a refresh to the next of a pod whose driver wants its volumes published again, or whose volume has grown; the
+/// kubelet does it at each sync of the pod, 60 to 90 s apart.
 const REPUBLISH: Duration = Duration::from_secs(75);
 /// Pause after a failed refresh.
 const REFRESH_AGAIN: Duration = Duration::from_secs(10);

@@ -17,9 +17,9 @@ use berth_core::{
     ids::{Namespace, PodUid},
     model::{
         ClaimRef, CsiDriver, NodeInfo, ObjectKind, Objects, PersistentVolume, PersistentVolumeClaim,
-        StorageClass, StorageObject, VolumeSource,
+        StorageClass, StorageObject,
     },
-    refs::ephemeral_claim,
+    refs::claim_name,
     volume::{
         bind::{Bindings, ClaimName, bind},
         provision::ProvisionRequest,
@@ -244,11 +244,7 @@ fn used(pods: &Pods) -> BTreeSet<ClaimName> {
         let pod = Arc::clone(&pod.pod);
         let claims: Vec<ClaimName> = pod
             .mounted_volumes()
-            .filter_map(|volume| match &volume.source {
-                VolumeSource::PersistentVolumeClaim { claim, .. } => Some(claim.clone()),
-                VolumeSource::Ephemeral => Some(ephemeral_claim(&pod, &volume.name)),
-                _ => None,
-            })
+            .filter_map(|volume| claim_name(&pod, volume))
             .map(|claim| (pod.key.namespace.clone(), claim))
             .collect();
         claims

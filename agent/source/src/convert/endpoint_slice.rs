@@ -48,11 +48,11 @@ pub(crate) fn endpoint_slice(
     let triggered = object.metadata.annotations.as_ref().and_then(|a| a.get(TRIGGERED));
     let triggered = triggered.and_then(|t| t.parse::<Timestamp>().ok());
     let at = &at.key("endpoints");
-    // Exactly as large as they are: a cluster has a hundred thousand endpoints.
-    let mut endpoints = Vec::with_capacity(object.endpoints.iter().flatten().count());
-    for (index, e) in object.endpoints.iter().flatten().enumerate() {
-        endpoints.push(endpoint(&at.index(index), e, v6)?);
-    }
+    let endpoint = |(index, e)| endpoint(&at.index(index), e, v6);
+    let endpoints = object.endpoints.iter().flatten().enumerate().map(endpoint);
+    let mut endpoints: Vec<Endpoint> = endpoints.collect::<Result<_, _>>()?;
+    // A cluster has a hundred thousand endpoints.
+    endpoints.shrink_to_fit();
     ports.shrink_to_fit();
     Ok(EndpointSlice {
         key: PodKey { namespace, name: check::id(&meta_at.key("name"), PodName::new(name))? },

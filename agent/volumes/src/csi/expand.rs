@@ -13,6 +13,7 @@ use berth_core::{
     model::Pod,
     quantity::Quantity,
     sync::lock,
+    time::backoff,
     volume::{
         expand::{
             AfterFailure, ClaimSize, ExpandFailure, Expansion, ExpansionCall, SizeChange, after_failure,
@@ -110,9 +111,8 @@ impl Failures {
         if failed.size != size {
             *failed = Failed { size, finally: failed.finally, ..Failed::default() };
         }
-        let pause = PAUSES.0.saturating_mul(1 << failed.tries.min(8)).min(PAUSES.1);
-        failed.next = (!gives_up).then(|| Instant::now() + pause);
         failed.tries = failed.tries.saturating_add(1);
+        failed.next = (!gives_up).then(|| Instant::now() + backoff(failed.tries, PAUSES.0, PAUSES.1));
         failed.finally |= finally;
     }
 

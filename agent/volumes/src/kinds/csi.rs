@@ -289,13 +289,8 @@ fn secrets(inputs: &VolumeInputs<'_>, of: Option<&SecretRef>) -> Result<Secrets,
     let namespace: &Namespace = namespace;
     match inputs.objects.get(kind, namespace, name) {
         Value::Known(secret) => {
-            let text = |(key, bytes): (&String, &Vec<u8>)| {
-                // Never with the value: it is secret.
-                let bad =
-                    |_| Error::CsiUse { reason: format!("key {key:?} of secret {name:?} is not UTF-8") };
-                String::from_utf8(bytes.clone()).map(|value| (key.clone(), value)).map_err(bad)
-            };
-            secret.files().map(text).collect::<Result<_, _>>().map(Secrets::new)
+            let bad = |key| Error::CsiUse { reason: format!("key {key:?} of secret {name:?} is not UTF-8") };
+            secret.texts().map(Secrets::new).map_err(bad)
         }
         Value::Absent => Err(Error::MissingObject { volume, kind, name: name.clone() }),
         Value::Unknown(why) => Err(Error::UnknownObject { volume, kind, name: name.clone(), why }),

@@ -1,5 +1,6 @@
 use super::*;
-use crate::testing::{Node, Stop};
+use crate::testing::Node;
+use berth_harness::race::Stop;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::{
     fs,

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{
-    Node, Stop, config_map, container, empty_dir, facts, keyed, keys, mount, mounting_all, pod, volume,
+    Node, config_map, container, empty_dir, facts, keyed, keys, mount, mounting_all, pod, volume,
 };
 use berth_core::{
     model::{
@@ -10,6 +10,7 @@ use berth_core::{
     refs::refs,
     value::Why,
 };
+use berth_harness::race::Stop;
 use std::{
     fs,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},

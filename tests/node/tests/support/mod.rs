@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each suite uses its part")]
 
 use anyhow::{Context, ensure};
+use berth_csi_client::testing::{TestDriver, TestRegistration};
 use berth_harness::{cgroup, process::Process, wait};
 use berth_harness::{
     machine::{Machine, Scope},
@@ -16,6 +17,14 @@ pub const IMAGE: &str = "berth.test/test:1";
 /// Whether the suites run in full instead of a tenth (`BERTH_SCALE=full`).
 pub fn full() -> bool {
     std::env::var_os("BERTH_SCALE").as_deref() == Some(OsStr::new("full"))
+}
+
+/// Introduces a driver to the node's agent, for as long as the value lives.
+pub fn register(node: &TestNode, driver: &TestDriver) -> anyhow::Result<TestRegistration> {
+    let registry = node.roots.pod_state.join("plugins_registry");
+    std::fs::create_dir_all(&registry)?;
+    let (socket, endpoint) = (registry.join("test.sock"), driver.endpoint());
+    Ok(TestRegistration::start(&socket, "CSIPlugin", "test.csi.example", &endpoint, &["1.0.0"])?)
 }
 
 /// Runs a test on a node of its own. Fails if the machine differs afterwards.

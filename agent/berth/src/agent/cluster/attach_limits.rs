@@ -106,10 +106,11 @@ impl Schedule {
         for (name, period) in periods {
             self.due.entry(name.clone()).or_insert((*period, now + *period));
         }
-        let new: BTreeSet<&String> = exhausted.difference(&self.seen).map(|(driver, _)| driver).collect();
+        let new: BTreeSet<&str> =
+            exhausted.difference(&self.seen).map(|(driver, _)| driver.as_str()).collect();
         let mut asked = Vec::new();
         for (name, (period, at)) in &mut self.due {
-            let wanted = *at <= now || new.contains(&name.as_str().to_owned());
+            let wanted = *at <= now || new.contains(name.as_str());
             if wanted && self.running.insert(name.clone()) {
                 *at = now + *period;
                 asked.push(name.clone());

@@ -113,10 +113,6 @@ fn secrets(request: &ProvisionRequest, objects: &Objects) -> Result<Secrets, Str
     let Value::Known(secret) = objects.get(ObjectKind::Secret, &of.namespace, &of.name) else {
         return Err(format!("secret \"{}/{}\" not found", of.namespace, of.name));
     };
-    let text = |(key, bytes): (&String, &Vec<u8>)| {
-        // Never with the value: it is secret.
-        let bad = |_| format!("key {key:?} of secret {:?} is not UTF-8", of.name);
-        String::from_utf8(bytes.clone()).map(|value| (key.clone(), value)).map_err(bad)
-    };
-    secret.files().map(text).collect::<Result<_, _>>().map(Secrets::new)
+    let bad = |key| format!("key {key:?} of secret {:?} is not UTF-8", of.name);
+    secret.texts().map(Secrets::new).map_err(bad)
 }

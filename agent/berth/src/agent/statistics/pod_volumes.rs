@@ -6,9 +6,8 @@ use super::remote_volumes::{Asked, RemoteVolume};
 use berth_core::{
     ids::PodUid,
     model::{Objects, PersistentVolume, PersistentVolumeSource, Pod, Volume, VolumeMode, VolumeSource},
-    refs::ephemeral_claim,
     roots::Roots,
-    value::Value,
+    volume::claimed_volume,
 };
 use berth_csi_client::{DriverName, GetVolumeStats, VolumeId, registration::Plugins};
 use berth_volumes::ephemeral_handle;
@@ -49,25 +48,22 @@ struct Find<'a> {
 
 impl Find<'_> {
     fn volume(&self, volume: &Volume) -> Option<(Option<String>, RemoteVolume)> {
-        let claim = match &volume.source {
+        match &volume.source {
             VolumeSource::Nfs(_) => {
                 let path = self.dir("kubernetes.io~nfs", volume.name.as_str());
-                return Some((None, RemoteVolume { path, asked: Asked::FileSystem }));
+                Some((None, RemoteVolume { path, asked: Asked::FileSystem }))
             }
             VolumeSource::Csi(csi) => {
                 let path = self.dir("kubernetes.io~csi", volume.name.as_str()).join("mount");
                 let handle = ephemeral_handle(self.pod, volume);
-                return Some((None, self.of_driver(path, &csi.driver, &handle, VolumeMode::Filesystem)?));
+                Some((None, self.of_driver(path, &csi.driver, &handle, VolumeMode::Filesystem)?))
             }
-            VolumeSource::PersistentVolumeClaim { claim, .. } => claim.clone(),
-            VolumeSource::Ephemeral => ephemeral_claim(self.pod, &volume.name),
-            _ => return None,
-        };
-        let namespace = &self.pod.key.namespace;
-        let Value::Known(found) = self.objects.claim(namespace, &claim) else { return None };
-        let bound = found.volume.as_ref().filter(|_| found.bound)?;
-        let Value::Known(bound) = self.objects.persistent_volume(namespace, bound) else { return None };
-        Some((Some(claim), self.persistent(bound)?))
+            _ => {
+                let claimed = claimed_volume(self.pod, volume, self.objects);
+                let (claim, bound) = claimed.filter(|(claim, _)| claim.bound)?;
+                Some((Some(claim.name.clone()), self.persistent(bound)?))
+            }
+        }
     }
 
     fn persistent(&self, volume: &PersistentVolume) -> Option<RemoteVolume> {
