@@ -268,7 +268,7 @@ impl<K: DatapathBackend> Datapath<K> {
         let hooks = self.kernel.attach_hooks(slow_net);
         self.hooked = hooks.is_ok();
         failures.extend(hooks.err().map(Failure::Hooks));
-        self.devices(&mut failures);
+        due.extend(self.devices(now, &mut failures));
         if now >= self.collect_at {
             let collected = self.kernel.collect_flows(&maps);
             let any = *collected.as_ref().unwrap_or(&true);
@@ -381,20 +381,22 @@ impl<K: DatapathBackend> Datapath<K> {
     }
 
     /// Attaches programs to new devices and detaches them from unwanted ones. A deleted device has taken its
-    /// links along.
-    fn devices(&mut self, failures: &mut Vec<Failure>) {
+    /// links along. Returns the time at which devices must be looked at again.
+    fn devices(&mut self, now: Boottime, failures: &mut Vec<Failure>) -> Option<Boottime> {
         let uplinks = self.host.uplinks.keys().map(|index| (*index, DeviceRole::Uplink));
         let pods = self.pods.devices().iter().map(|index| (*index, DeviceRole::Pod));
         // The device of a pod stays one, also where it looks like an uplink.
         let wanted: BTreeMap<u32, DeviceRole> = uplinks.chain(pods).collect();
         let missing = self.links.missing(wanted.iter().map(|(index, role)| (*index, *role)));
         self.attach(missing, failures);
-        for index in self.links.unwanted(&wanted) {
+        let unwanted = self.links.unwanted(&wanted, now);
+        for index in unwanted.now {
             match self.kernel.detach(index) {
                 Ok(()) => self.links.detached(index),
                 Err(cause) => failures.push(Failure::Detach(index, cause)),
             }
         }
+        unwanted.next
     }
 
     fn attach(&mut self, devices: Vec<(u32, DeviceRole)>, failures: &mut Vec<Failure>) {

@@ -22,7 +22,11 @@ fn an_address_that_moved_on_stays_with_its_new_pod() {
     assert_eq!(state.clients.keys().copied().collect::<Vec<_>>(), [HOST, 20]);
     assert_eq!(state.clients.get(&HOST).map(|c| (c.v4, c.flags)), Some((0, client::HOST)));
     assert_eq!(state.pods4.values().map(|p| p.ifindex).collect::<Vec<_>>(), [12]);
-    assert_eq!(state.attached.keys().copied().collect::<Vec<_>>(), [12]);
+    assert_eq!(
+        state.attached.keys().copied().collect::<Vec<_>>(),
+        [11, 12],
+        "the old pod's device is not deleted yet"
+    );
 }
 
 #[test]

@@ -87,7 +87,12 @@ impl Entry {
                 None
             }
         };
+        // The object may go only once the API server itself shows the end of the pod: the owner of the pod starts the next
+        // one then (`canBeDeleted`, `pkg/kubelet/status/status_manager.go`).
+        // A mirror pod goes by its file alone.
+        let may_go = deleting && over && is_terminal(&api["status"]) && mirrored(api).is_none();
         let futile = self.futile.as_ref().is_some_and(|futile| futile.as_deref() == version(api));
+        let futile = futile || may_go && !has_finalizers(api) && patch.as_ref().is_some_and(is_of_conditions);
         let passing = !over && is_on_the_way(&api["status"], &report.status, deleting);
         let settles = self.fresh.map(|since| since + SETTLE).filter(|end| passing && now.boottime < *end);
         match patch.filter(|_| !futile) {
@@ -101,10 +106,7 @@ impl Entry {
                 self.repair_at = now.boottime + REPAIR_EVERY;
                 Step::Patch(patch)
             }
-            // The object may go only once the API server itself shows the end of the pod: the owner of the pod starts
-            // the next one then (`canBeDeleted`, `pkg/kubelet/status/status_manager.go`).
-            // A mirror pod goes by its file alone.
-            None if deleting && over && is_terminal(&api["status"]) && mirrored(api).is_none() => {
+            None if may_go => {
                 self.in_flight = true;
                 Step::Delete
             }
@@ -150,6 +152,19 @@ fn is_on_the_way(shown: &Value, new: &Value, deleting: bool) -> bool {
 /// Whether the phase of this status is final.
 fn is_terminal(status: &Value) -> bool {
     matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"))
+}
+
+/// Whether the object stays after its deletion until others let it go.
+fn has_finalizers(api: &Value) -> bool {
+    api["metadata"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty())
+}
+
+/// Whether a patch changes nothing but conditions. An object that goes within the next request has no reader for those:
+/// the last one, `PodReadyToStartContainers`, says only that the sandbox is gone.
+fn is_of_conditions(patch: &Value) -> bool {
+    patch["status"].as_object().is_some_and(|status| {
+        status.keys().all(|field| matches!(field.as_str(), "conditions" | "$setElementOrder/conditions"))
+    })
 }
 
 #[cfg(test)]

@@ -132,6 +132,45 @@ fn a_pod_is_deleted_only_after_the_api_shows_its_end_and_nothing_of_it_is_left()
     );
 }
 
+/// The last condition of a pod costs no request of its own, unless the object stays after its deletion.
+#[test]
+fn a_pod_that_goes_is_deleted_without_another_patch_of_its_conditions() {
+    let with_condition = |mut object: Value, status: &str| {
+        object["conditions"] = json!([{ "type": "PodReadyToStartContainers", "status": status }]);
+        object
+    };
+    let shown = |finalizers: Value| {
+        let mut api = deleted(api(3, "Failed"));
+        api["metadata"]["finalizers"] = finalizers;
+        api["status"] = with_condition(api["status"].take(), "True");
+        api
+    };
+    let ended = report("Failed");
+    let over = PodToPublish {
+        reclaimed: true,
+        may_run: false,
+        status: with_condition(ended.status.clone(), "False"),
+        ..ended
+    };
+    let next = |api: &Value, report: &PodToPublish| {
+        let mut entry = Entry::default();
+        entry.report_changed(Boottime(Duration::ZERO));
+        entry.next(api, report, at(0))
+    };
+    assert_eq!(next(&shown(Value::Null), &over), Step::Delete);
+    assert_eq!(next(&shown(json!([])), &over), Step::Delete);
+    assert!(
+        matches!(next(&shown(json!(["example.com/hold"])), &over), Step::Patch(_)),
+        "others still read it"
+    );
+    let left = PodToPublish { reclaimed: false, ..over.clone() };
+    assert!(matches!(next(&shown(Value::Null), &left), Step::Patch(_)), "something is left on the node");
+    let mut more = over;
+    more.status["message"] = "m".into();
+    more.status["podIP"] = "10.0.0.1".into();
+    assert!(matches!(next(&shown(Value::Null), &more), Step::Patch(_)), "more than conditions differs");
+}
+
 /// A step on the way is sent only where the next one does not come soon.
 #[test]
 fn a_status_that_a_pod_only_passes_waits_for_the_next() {
