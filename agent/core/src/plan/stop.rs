@@ -4,7 +4,12 @@ use super::{
     Action, Exit, HookState, Payload, RunState, SandboxState, StopCause,
     planner::{ContainerPhase, ContainerRole, Planner},
 };
-use crate::{event::Event, ids::ContainerId, model::Container, status::Phase};
+use crate::{
+    event::Event,
+    ids::{ContainerId, ContainerName},
+    model::Container,
+    status::Phase,
+};
 use std::time::Duration;
 
 /// The least time between the stop signal and SIGKILL (`minimumGracePeriodInSeconds`,
@@ -12,6 +17,16 @@ use std::time::Duration;
 const MINIMUM_GRACE: Duration = Duration::from_secs(2);
 /// The time after which a process that survived SIGKILL gets another.
 const KILL_AGAIN: Duration = Duration::from_secs(10);
+
+/// The event of a container that SIGKILL has not ended: its user is told what the pod's end waits for.
+fn survived(container: &ContainerName) -> Event {
+    let text = format!(
+        "error killing pod: container {container} has not ended {} s after SIGKILL: a process of it waits in the kernel, \
+         as it does for a storage server that does not answer",
+        KILL_AGAIN.as_secs()
+    );
+    Event::warning("FailedKillPod", text).of(container)
+}
 
 impl Planner<'_> {
     /// Stores every observed exit, before any decision rests on it. A run whose task is gone without an exit
@@ -110,7 +125,9 @@ impl Planner<'_> {
                 match again.filter(|t| *t > self.now.boottime) {
                     Some(again) => self.wake(again),
                     None if self.emit(Action::Kill { container: c.container.clone(), id: id.clone() }) => {
-                        self.memory.strays.insert(id.clone(), self.now.boottime);
+                        if self.memory.strays.insert(id.clone(), self.now.boottime).is_some() {
+                            self.events.push(survived(&c.container));
+                        }
                         self.wake(self.now.boottime + KILL_AGAIN);
                     }
                     None => {}
@@ -182,8 +199,10 @@ impl Planner<'_> {
             deadline.max(signalled + MINIMUM_GRACE).max(stop.killed.map_or(deadline, |k| k + KILL_AGAIN));
         if now < due {
             self.wake(due);
-        } else if self.emit(Action::Kill { container, id }) {
-            stop.killed = Some(now);
+        } else if self.emit(Action::Kill { container: container.clone(), id }) {
+            if stop.killed.replace(now).is_some() {
+                self.events.push(survived(&container));
+            }
             self.wake(now + KILL_AGAIN);
         }
     }

@@ -62,6 +62,30 @@ fn a_stray_that_does_not_die_is_killed_again_at_a_pace() {
         case.settle();
     }
     assert_eq!(case.begun("Kill", "other"), [0, 10, 20]);
+    assert_eq!(case.messages("FailedKillPod").len(), 2, "{:?}", case.messages("FailedKillPod"));
+}
+
+#[test]
+fn a_container_that_survives_its_kill_is_told_of_each_time() {
+    let mut case = Case::up(pod(vec![], vec![container("a")]));
+    case.desired.end = Some(3);
+    case.settle();
+    let mut told = Vec::new();
+    for _ in 0..24 {
+        told.push(case.messages("FailedKillPod").len());
+        case.pass(1);
+        case.settle();
+    }
+    assert_eq!(case.begun("Kill", "a"), [3, 13, 23]);
+    assert_eq!((told[12], told[13], told[23]), (0, 1, 2), "{told:?}");
+    let messages = case.messages("FailedKillPod");
+    assert!(
+        messages.iter().all(|m| m.contains("container a has not ended 10 s after SIGKILL")),
+        "{messages:?}"
+    );
+    case.exit("a", 137, false);
+    case.settle();
+    assert_eq!(case.messages("FailedKillPod").len(), 2);
 }
 
 #[test]
