@@ -4,10 +4,13 @@ pub use crate::copy::copy_dir;
 use crate::{Error, Result};
 pub use rustix::fs::{Mode, OFlags};
 use rustix::{
-    fs::{FileType, ResolveFlags, fstat, openat2},
+    fs::{FileType, ResolveFlags, fstat, mkdirat, openat2},
     io::Errno,
+    process::umask,
+    thread::{UnshareFlags, unshare_unsafe},
 };
 use std::{
+    ffi::OsStr,
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::{
@@ -57,6 +60,23 @@ fn replace(path: &Path, bytes: &[u8], mode: u32, synced: bool) -> Result<()> {
         let _leftover = std::fs::remove_file(&tmp);
         Error::Write { path: path.into(), source }
     })
+}
+
+/// Makes the directory `name` in the open directory `dir` with these permission bits from its first moment, whatever the
+/// umask. The bits `setuid` and `setgid` are not mkdir(2)'s: they are the caller's to set, or come from the parent.
+///
+/// # Errors
+/// As mkdirat(2).
+pub fn make_dir_at(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<()> {
+    let dir = dir.as_fd();
+    // A umask is the process's. A thread of its own may have another one, and ends with it.
+    let made = crate::ns::on_thread("make a directory", || {
+        // SAFETY: the flag unshares the umask and the working directory alone; this thread ends right after.
+        unsafe { unshare_unsafe(UnshareFlags::FS) }?;
+        umask(Mode::empty());
+        mkdirat(dir, name, Mode::from_raw_mode(mode))
+    });
+    Ok(made.map_err(io::Error::other)??)
 }
 
 /// Removes a file; a missing file is no error.
@@ -247,6 +267,26 @@ mod tests {
         assert_eq!((first.mode() & 0o7777, second.mode() & 0o7777), (0o640, 0o666));
         assert_ne!(first.ino(), second.ino());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_has_its_mode_whatever_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = File::open(dir.path()).unwrap();
+        let made_by_mkdir = dir.path().join("plain");
+        std::fs::create_dir(&made_by_mkdir).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_ne!(mode(&made_by_mkdir), 0o777, "this process has no umask to be tested with");
+        for wanted in [0o777, 0o1777, 0o700, 0o2] {
+            let name = format!("{wanted:o}");
+            make_dir_at(&here, name.as_ref(), wanted).unwrap();
+            assert_eq!(mode(&dir.path().join(&name)), wanted);
+        }
+        let again = make_dir_at(&here, "777".as_ref(), 0o700).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        let last = dir.path().join("last");
+        std::fs::create_dir(&last).unwrap();
+        assert_eq!(mode(&last), mode(&made_by_mkdir), "the umask of this process has changed");
     }
 
     #[test]

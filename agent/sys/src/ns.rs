@@ -207,7 +207,7 @@ pub fn in_each_net_ns<P: AsRef<Path> + Sync>(paths: &[P], mut f: impl FnMut(usiz
 
 /// Runs `f` on a new thread. The thread ends with `f`, and with it the membership in the namespaces that `f`
 /// entered.
-fn on_thread<T: Send>(what: &'static str, f: impl FnOnce() -> T + Send) -> Result<T> {
+pub(crate) fn on_thread<T: Send>(what: &'static str, f: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
         let handle = thread::Builder::new()
             .name("berth-ns".into())

@@ -4,12 +4,11 @@
 use crate::os;
 use berth_sys::{
     failpoint::step,
-    fs::{OFlags, open_beneath},
+    fs::{OFlags, make_dir_at, open_beneath},
 };
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{FileType, Mode},
-    io::Errno,
 };
 use std::{
     collections::BTreeSet,
@@ -72,15 +71,16 @@ pub(crate) fn resolve_or_make(root: BorrowedFd<'_>, path: &Path, mode: u32) -> i
             Ok(next) => dir = next,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let name = name.as_os_str();
-                match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
+                // Whole from its first moment: nobody sets the mode of one that a killed agent left.
+                match step("make-sub-path-directory", || make_dir_at(&dir, name, mode & 0o1777)) {
                     Ok(()) => {
                         // Fails if a link was put in its place meanwhile.
                         dir = os::open_dir_at(&dir, name)?;
                         os::set_mode(&dir, mode)?;
                     }
                     // Another process created it, or it is a dangling link, which fails here.
-                    Err(Errno::EXIST) => dir = os::open_dir_at(&dir, name)?,
-                    Err(e) => return Err(e.into()),
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => dir = os::open_dir_at(&dir, name)?,
+                    Err(e) => return Err(e),
                 }
             }
             Err(e) => return Err(e),

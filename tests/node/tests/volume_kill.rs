@@ -34,6 +34,7 @@ const MOUNT: &[(&str, u32)] = &[
     ("publish-version", 2),
     ("show-file", 2),
     ("bind-local", 1),
+    ("make-sub-path-directory", 2),
     ("make-sub-path", 2),
     ("bind-sub-path", 2),
     ("write-record", 2),
@@ -273,7 +274,17 @@ impl World<'_> {
         }
         let counts = [Call::NodeStageVolume, Call::NodePublishVolume].map(|call| self.done(call));
         ensure!(counts == [1, 1], "stage and publish were done {counts:?} times");
+        self.sub_paths_are_open(full)?;
         ensure!(self.refused().is_empty(), "{:?}", self.refused());
+        Ok(())
+    }
+
+    /// The directories that the node made for a sub-path have their volume's mode.
+    fn sub_paths_are_open(&self, full: &str) -> Result<()> {
+        let modes = self
+            .node
+            .exec(&format!("{full}/main"), &["stat", "-c", "%a", "/disk", "/disk/a", "/disk/a/b"])?;
+        ensure!(modes.split_whitespace().eq(["777"; 3]), "modes of a volume and its sub-path: {modes}");
         Ok(())
     }
 
