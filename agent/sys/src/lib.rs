@@ -28,5 +28,6 @@ pub mod service;
 pub mod spawn;
 pub mod tcp;
 mod tree;
+mod unmount;
 
 pub use error::{Error, Result};

@@ -6,10 +6,11 @@
 pub use crate::detached::read_only;
 pub use crate::mountinfo::Mount;
 pub use crate::tree::{remove_tree_no_xdev, remove_unmounted_tree};
+pub use crate::unmount::{Unmounting, begin_unmount_beneath, unmount_beneath};
 use crate::{Error, Result, mountinfo};
 use rustix::{
     fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, statx},
+    fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -172,28 +173,6 @@ pub fn unmount(dst: &Path) -> Result<bool> {
         Ok(()) => Ok(true),
         Err(Errno::INVAL | Errno::NOENT) => Ok(false),
         Err(e) => Err(Error::Unmount { path: dst.into(), source: e.into() }),
-    }
-}
-
-/// Unmounts, as [`unmount`] does, what is mounted at `rel` below the open directory `dir` (`O_PATH` is enough). Mounts on
-/// the way are entered and links are not: whoever exchanges names below `dir` meanwhile has nothing outside unmounted.
-/// `Ok(false)` also where a part of `rel` is a link.
-///
-/// # Errors
-/// As [`unmount`].
-pub fn unmount_beneath(dir: impl AsFd, rel: &Path) -> Result<bool> {
-    let failed = |source| Error::Unmount { path: rel.into(), source };
-    let Some(name) = rel.file_name() else { return Err(failed(io::ErrorKind::InvalidInput.into())) };
-    let holder = rel.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    match crate::fs::open_how(dir, holder, OFlags::PATH | OFlags::DIRECTORY, Mode::empty(), resolve) {
-        // The path of the open directory is the directory itself, so only the last name is looked up.
-        Ok(fd) => unmount(&Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string()).join(name)),
-        Err(Error::Open { source, .. }) => match source.raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::EXDEV) => Ok(false),
-            _ => Err(failed(source)),
-        },
-        Err(e) => Err(e),
     }
 }
 

@@ -307,6 +307,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A file system is out of sight, and the kernel has not stored at its server yet what was written to it.
+    #[error("cannot unmount {} of {source_name}: the server does not answer, and what is unwritten waits for it", path.display())]
+    Unmounting {
+        /// Where it was mounted.
+        path: PathBuf,
+        /// What was mounted.
+        source_name: String,
+    },
     /// A mount below the pod's directory could not be unmounted, so the directory is kept.
     #[error("{} is still mounted", path.display())]
     StillMounted {
@@ -403,6 +411,7 @@ impl Error {
             | Error::ImageVolume { .. }
             | Error::SubPathEnv { .. }
             | Error::PodText { .. }
+            | Error::Unmounting { .. }
             | Error::StillMounted { .. } => None,
         }
     }

@@ -118,6 +118,7 @@ fn own_plugin<'a>(
             Box::new(csi.map_err(|e| e.in_persistent(Some(volume.name.as_str())))?)
         }
         VolumeSource::Nfs(source) => Box::new(nfs::Nfs {
+            pending: &volumes.pending,
             volume: source.clone(),
             name: volume.name.to_string(),
             options: Vec::new(),
@@ -156,6 +157,7 @@ fn persistent_plugin<'a>(
             Box::new(csi.map_err(|e| e.in_persistent(Some(&source.volume.name)))?)
         }
         PersistentVolumeSource::Nfs(of) => Box::new(nfs::Nfs {
+            pending: &volumes.pending,
             volume: of.clone(),
             name: source.volume.name.clone(),
             options: source.volume.mount_options.clone(),

@@ -11,9 +11,10 @@
 //! etc-hosts, resolv.conf, hostname, shm         shared by the pod's containers
 //! ```
 //!
-//! The code blocks and has neither tasks nor channels. Callers use a thread for blocking work, one at a time for a pod;
-//! pods share nothing here. No state is kept in memory: every call reads the disk and the mount table. So each call may
-//! be repeated after a crash at any point, and finishes half-done work.
+//! The code blocks and has no tasks. Callers use a thread for blocking work, one at a time for a pod; pods share nothing
+//! here. What is kept in memory waits for a server and is out of sight: mounts that are not whole yet (module `pending`)
+//! and unmounts that have not ended (module `unmounting`). Otherwise every call reads the disk and the mount table. So
+//! each call may be repeated after a crash at any point, and finishes half-done work.
 //!
 //! Invariants:
 //! - Paths that a container can write are entered only by descriptor, with symbolic links refused or held inside the
@@ -44,6 +45,7 @@ mod mounts;
 mod nested_mounts;
 mod os;
 mod payload;
+mod pending;
 mod resolv_conf;
 mod subpath;
 mod teardown;
@@ -51,6 +53,7 @@ mod termination;
 #[cfg(test)]
 mod testing;
 mod tmpfs_size;
+mod unmounting;
 mod volume;
 mod volume_root;
 
@@ -70,12 +73,19 @@ use std::{net::IpAddr, sync::Arc};
 pub struct Volumes {
     roots: Arc<Roots>,
     csi: CsiDrivers,
+    pending: pending::PendingMounts,
+    unmounting: unmounting::Unmountings,
 }
 
 impl Volumes {
     /// The volumes below these roots. Touches no file. Volumes of CSI drivers find no driver.
     pub fn new(roots: &Roots) -> Volumes {
-        Volumes { roots: Arc::new(roots.clone()), csi: CsiDrivers::default() }
+        Volumes {
+            roots: Arc::new(roots.clone()),
+            csi: CsiDrivers::default(),
+            pending: pending::PendingMounts::default(),
+            unmounting: unmounting::Unmountings::default(),
+        }
     }
 
     /// The same with the node's CSI drivers.

@@ -1,6 +1,6 @@
 //! Removing a pod's directory, and listing the pods that have one.
 
-use crate::{Error, Volumes, os};
+use crate::{Error, Volumes, os, unmounting::OfPod};
 use berth_core::ids::PodUid;
 use berth_sys::failpoint::step;
 use std::{io, path::Path};
@@ -14,6 +14,7 @@ impl Volumes {
     /// hostPath is never touched.
     pub fn unmount(&self, uid: &PodUid) -> Result<(), Error> {
         let dir = self.pod_dir(uid);
+        self.pending.forget(&dir);
         match std::fs::symlink_metadata(&dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(Error::io("examine", dir)(e)),
@@ -23,9 +24,11 @@ impl Volumes {
             Ok(_) => {}
         }
         // Sub-paths hold the volumes that their drivers unmount.
-        unmount_below(&dir, "volume-subpaths")?;
+        unmount_below(&dir, "volume-subpaths", &self.unmounting.of(&dir))?;
         self.unmount_csi(uid)?;
-        unmount_below(&dir, "")?;
+        let unmounting = self.unmounting.of(&dir);
+        unmount_below(&dir, "", &unmounting)?;
+        unmounting.finish()?;
         let removed = step("remove-pod-directory", || berth_sys::mount::remove_unmounted_tree(&dir));
         os::sys(removed).map_err(Error::io("remove", dir))?;
         tracing::info!(pod = %uid, "pod directory removed");
@@ -56,7 +59,7 @@ impl Volumes {
 
 /// Unmounts everything in a part of a pod's directory. The pod may exchange its directories and links meanwhile, so that
 /// each path of the mount table is entered by descriptor, and what has another path by then is found by the next round.
-fn unmount_below(pod_dir: &Path, part: &str) -> Result<(), Error> {
+fn unmount_below(pod_dir: &Path, part: &str, unmounting: &OfPod<'_>) -> Result<(), Error> {
     let (real, root) = match (pod_dir.canonicalize(), os::open_dir(pod_dir)) {
         (Ok(real), Ok(root)) => (real, root),
         (Err(e), _) | (_, Err(e)) => return Err(Error::io("open", pod_dir)(e)),
@@ -72,7 +75,7 @@ fn unmount_below(pod_dir: &Path, part: &str) -> Result<(), Error> {
         }
         for mount in mounts.into_iter().rev() {
             let unmounted = step("unmount", || match mount.mount_point.strip_prefix(&real) {
-                Ok(rel) if !rel.as_os_str().is_empty() => berth_sys::mount::unmount_beneath(&root, rel),
+                Ok(rel) if !rel.as_os_str().is_empty() => unmounting.unmount(&root, rel, &mount),
                 _ => berth_sys::mount::unmount(&mount.mount_point),
             });
             os::sys(unmounted).map_err(Error::io("unmount", mount.mount_point))?;

@@ -1,8 +1,14 @@
 //! `nfs`: a directory of an NFS server, of a pod or of a persistent volume. Mounted by the kernel's client, without
-//! mount.nfs. A server that does not answer holds up its own pod alone.
+//! mount.nfs. A server that does not answer holds up its own pod alone, which says so and can end meanwhile.
 
 use super::{VolumePlugin, own_root};
-use crate::{Error, inputs::VolumeInputs, layout::NODE_DIR, os};
+use crate::{
+    Error,
+    inputs::VolumeInputs,
+    layout::NODE_DIR,
+    os,
+    pending::{PendingMounts, Wanted},
+};
 use berth_core::{ids::VolumeName, model::NfsVolume};
 use berth_nfs_mount::Options;
 use berth_sys::failpoint::step;
@@ -13,7 +19,8 @@ use std::{
 };
 
 /// An `nfs` volume.
-pub(super) struct Nfs {
+pub(super) struct Nfs<'a> {
+    pub(super) pending: &'a PendingMounts,
     pub(super) volume: NfsVolume,
     /// The name of its directory: the pod's, or that of the persistent volume.
     pub(super) name: String,
@@ -23,7 +30,7 @@ pub(super) struct Nfs {
     pub(super) read_only: bool,
 }
 
-impl Nfs {
+impl Nfs<'_> {
     fn is_read_only(&self) -> bool {
         self.read_only || self.volume.read_only
     }
@@ -36,7 +43,7 @@ impl Nfs {
     }
 }
 
-impl VolumePlugin for Nfs {
+impl VolumePlugin for Nfs<'_> {
     fn root(&self, pod_dir: &Path, _name: &VolumeName) -> PathBuf {
         own_root(pod_dir, "kubernetes.io~nfs", &self.name)
     }
@@ -49,8 +56,13 @@ impl VolumePlugin for Nfs {
             .map_err(|e| Error::io("mount", root)(io::Error::other(e)))?
             .read_only(self.is_read_only());
         let source = self.source();
-        let server = self.volume.server.trim_start_matches('[').trim_end_matches(']');
-        let mount = berth_nfs_mount::mount(server, &source, &options)
+        let server = self.volume.server.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let what = format!("{source} {options:?}");
+        let wanted = Wanted { root: root.to_owned(), server: server.clone(), what };
+        let of = source.clone();
+        let mount = self
+            .pending
+            .mount(&wanted, move || berth_nfs_mount::mount(&server, &of, &options))
             .map_err(|reason| Error::Nfs { source_name: source, reason })?;
         os::make_dirs(root, NODE_DIR).map_err(Error::io("create", root))?;
         let target = os::open_dir(root).map_err(Error::io("open", root))?;
@@ -76,7 +88,8 @@ mod tests {
     fn an_address_is_written_as_the_kernel_reads_it() {
         let source = |server: &str| {
             let volume = NfsVolume { server: server.into(), path: "/srv".into(), read_only: false };
-            Nfs { volume, name: "v".into(), options: Vec::new(), read_only: false }.source()
+            let pending = &PendingMounts::default();
+            Nfs { pending, volume, name: "v".into(), options: Vec::new(), read_only: false }.source()
         };
         assert_eq!(source("files.example"), "files.example:/srv");
         assert_eq!([source("fd00::1"), source("[fd00::1]")], ["[fd00::1]:/srv", "[fd00::1]:/srv"]);
