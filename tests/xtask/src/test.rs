@@ -5,7 +5,7 @@ mod binaries;
 mod skips;
 pub(crate) mod tally;
 
-use crate::{cargo, out, setup};
+use crate::{cargo, cluster::Node, out, setup};
 use anyhow::{Context, Result};
 use berth_harness::tools::{self, Build};
 use binaries::{Binary, How};
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// mutations (a hundred thousand of each kind of input), attack (a hundred thousand rounds of each attack on volumes
     /// and logs), services (five minutes of churn, two nodes),
     /// csi (the CSI crates, and csi-sanity against the driver for NFS), csi-cluster (that
-    /// driver on a real control plane, with the standard sidecars), nfs (it with a real server, and NFS volumes of a
+    /// driver on a real control plane, with the standard sidecars; --node kubelet for the real kubelet), nfs (it with a real server, and NFS volumes of a
     /// node's pods, in VMs), node (all node suites), one of the node suites (demo, lifecycle, output, pulls, kill, parity), cluster
     /// (one outage of a real control plane), or vm (Debian in a VM). A suite named here runs in full.
     #[arg(long, value_name = "NAME")]
@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// With the suite nfs: for how long the server is away, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     away: u64,
+    /// With the suite csi-cluster: what runs the pods, berth or kubelet.
+    #[arg(long, value_enum, default_value = "berth")]
+    node: Node,
     /// Run only tests whose name contains this text.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -93,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("mutations") => run.mutations()?,
         Some("attack") => run.attack()?,
         Some("csi") => run.csi()?,
-        Some("csi-cluster") => crate::csi::cluster::suite(&mut run.tally)?,
+        Some("csi-cluster") => crate::csi::cluster::suite(args.node, &mut run.tally)?,
         Some("cluster") => crate::outage::suite(&mut run.tally)?,
         Some("nfs") => run.nfs(&args.kernel, Duration::from_secs(args.away))?,
         Some("vm") => crate::vm::suite(&args.kernel, args.filter.as_deref(), &mut run.tally)?,

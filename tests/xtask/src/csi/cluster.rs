@@ -1,8 +1,8 @@
 //! The driver for NFS on a real control plane, with the standard sidecars external-provisioner, external-resizer and
 //! external-snapshotter: a StatefulSet with claims, expansion, clones, snapshots, and every policy of deletion.
 //!
-//! The node is Berth's, in the cluster's namespaces; the driver has a local directory in the server's place, because this
-//! machine's kernel may have no NFS.
+//! The node is Berth's or the real kubelet, in the cluster's namespaces; the driver has a local directory in the server's
+//! place, because this machine's kernel may have no NFS.
 
 use crate::{
     cluster::{self, Audit, Cluster, Etcd, NODE, Node, Options},
@@ -27,20 +27,26 @@ const SIDECARS: [&str; 4] = ["csi-provisioner", "csi-resizer", "csi-snapshotter"
 /// Name of the driver.
 const DRIVER: &str = "nfs.csi.berth.dev";
 
-/// Runs the suite. Each step counts as a test; the steps after one that failed do not run.
+/// Runs the suite on that kind of node. Each step counts as a test; the steps after one that failed do not run.
 ///
 /// # Errors
-/// The cluster does not start or does not end.
-pub(crate) fn suite(tally: &mut Tally) -> Result<()> {
+/// The cluster does not start or does not end, or the kind of node has no pods.
+pub(crate) fn suite(node: Node, tally: &mut Tally) -> Result<()> {
+    ensure!(node != Node::None, "the suite csi-cluster needs a node");
     let sidecars = peers::get(&SIDECARS)?;
     let crds = peers::module_dir("csi-sidecars", "github.com/kubernetes-csi/external-snapshotter/client/v8")?;
     let driver = out::timed("build berth-csi-nfs", tools::csi_nfs)?;
     let dir = tools::cache()?.join("suite");
-    let options = Options::new(Node::Berth, Etcd::New, Audit::OfNodes);
+    let options = Options::new(node, Etcd::New, Audit::OfNodes);
     let cluster = out::timed("start a cluster", || cluster::start(&dir, &options))?;
     let (_, failed) = tally.counts();
     let world = World {
         cluster: &cluster,
+        registry: match node {
+            Node::Berth => cluster.node_state()?,
+            _ => cluster.file("kubelet"),
+        }
+        .join("plugins_registry"),
         shares: cluster.file("shares"),
         socket: cluster.file("csi/driver@csi.sock"),
     };
@@ -84,6 +90,8 @@ fn stateful_set() -> String {
 
 struct World<'a> {
     cluster: &'a Cluster,
+    /// Where the node looks for sockets of plugins.
+    registry: PathBuf,
     shares: PathBuf,
     socket: PathBuf,
 }
@@ -120,14 +128,13 @@ impl World<'_> {
         }
         let socket = self.socket.display();
         let arguments = |list: &[String]| list.to_vec();
-        let registry = self.cluster.node_state()?.join("plugins_registry");
         self.cluster.spawn(
             "csi-nfs",
             driver,
             &arguments(&[
                 format!("--node-id={NODE}"),
                 format!("--endpoint=unix://{socket}"),
-                format!("--register-in={}", registry.display()),
+                format!("--register-in={}", self.registry.display()),
                 format!("--kubelet-registration-path={socket}"),
                 format!("--test-shares={}", self.shares.display()),
             ]),
