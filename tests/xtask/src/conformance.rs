@@ -18,7 +18,8 @@ use std::{
 /// Options of `cargo xtask conformance`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Run the tests that this file names, one a line; lines that begin with `#` are comments.
+    /// Run the tests that this file names, one a line; lines that begin with `#` are comments. A list in
+    /// `tests/conformance` has results of its own there.
     #[arg(long, value_name = "FILE", conflicts_with = "focus")]
     list: Option<PathBuf>,
     /// Run the tests whose name matches this regular expression; all of [Conformance] where neither is given.
@@ -63,11 +64,12 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         _ if args.daemon_set => cluster.replace_kube_proxy(),
         _ => Ok(()),
     };
-    let name = if args.daemon_set { "daemon-set" } else { args.node.name() };
+    let node = if args.daemon_set { "daemon-set" } else { args.node.name() };
+    let name = results_of(args.list.as_deref(), node);
     let done = ports.and_then(|()| run_tests(&cluster, &bin, &focus)).and_then(|found| {
         ensure!(!found.is_empty(), "no test has such a name");
         let failed = report(&found);
-        keep(name, found)?;
+        keep(&name, found)?;
         Ok(failed == 0)
     });
     if args.keep && !matches!(done, Ok(true)) {
@@ -130,6 +132,15 @@ fn report(found: &Results) -> usize {
     failed.len()
 }
 
+/// The name of the file of results: that of the kind of node, after the name of a list in `tests/conformance`.
+fn results_of(list: Option<&Path>, node: &str) -> String {
+    let own = list.filter(|l| l.parent().is_some_and(|dir| dir.ends_with("tests/conformance")));
+    match own.and_then(Path::file_stem) {
+        Some(stem) => format!("{}-{node}", stem.to_string_lossy()),
+        None => node.to_owned(),
+    }
+}
+
 /// Puts the results into the file of this kind of node; the tests that did not run keep theirs.
 fn keep(name: &str, found: Results) -> Result<()> {
     let path = crate::root().join("tests/conformance").join(format!("{name}.txt"));
@@ -152,6 +163,14 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kept_list_has_results_of_its_own() {
+        let of = |list: Option<&str>| results_of(list.map(Path::new), "berth");
+        assert_eq!(of(None), "berth");
+        assert_eq!(of(Some("/tmp/some.list")), "berth");
+        assert_eq!(of(Some("tests/conformance/storage.list")), "storage-berth");
+    }
 
     #[test]
     fn a_name_matches_itself_alone() {
