@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     };
     let node = if args.daemon_set { "daemon-set" } else { args.node.name() };
     let name = results_of(args.list.as_deref(), node);
-    let done = ports.and_then(|()| run_tests(&cluster, &bin, &focus)).and_then(|found| {
+    let done = ports.and_then(|()| run_tests(&cluster, &bin, &focus, &name)).and_then(|found| {
         ensure!(!found.is_empty(), "no test has such a name");
         let failed = report(&found);
         keep(&name, found)?;
@@ -83,14 +83,15 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     done.and_then(|passed| ended.map(|()| passed))
 }
 
-fn run_tests(cluster: &Cluster, bin: &Path, focus: &[String]) -> Result<Results> {
+fn run_tests(cluster: &Cluster, bin: &Path, focus: &[String], name: &str) -> Result<Results> {
     let program = bin.join("e2e.test");
     let registries = cluster.write("registries.yaml", cluster::REGISTRIES)?;
     let registries = format!("KUBE_TEST_REPO_LIST={}", registries.display());
     let program = program.to_string_lossy();
     let listed = cluster.run(&["env", &registries, &program, "--list-images"])?;
     out::timed("make and import the images of the tests", || cluster.import_suite(bin, &listed))?;
-    let kept = crate::root().join("target/conformance");
+    // Of each kind of node its own, so that two runs in several directories do not meet here.
+    let kept = crate::root().join("target/conformance").join(name);
     fs::create_dir_all(&kept).with_context(|| format!("cannot make {}", kept.display()))?;
     let (log, report) = (kept.join("e2e.log"), kept.join("e2e.json"));
     if report.exists() {
