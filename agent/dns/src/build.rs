@@ -98,7 +98,7 @@ fn endpoints(service: &Service, slices: &[&EndpointSlice], unnamed: bool) -> (Bo
             if !endpoint.ready && !service.publish_not_ready {
                 continue;
             }
-            let host = match &endpoint.hostname {
+            let host = match endpoint.hostname() {
                 Some(name) if !name.is_empty() => name.to_ascii_lowercase(),
                 _ if unnamed => dashed(endpoint.address),
                 _ => continue,

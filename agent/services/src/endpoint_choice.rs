@@ -130,10 +130,10 @@ fn topology<A>(all: &[Candidate<'_, A>], node: &NodeFacts) -> Topology {
     }
     let (mut every_node, mut this_node, mut every_zone, mut this_zone) = (true, false, true, false);
     for e in ready {
-        every_node &= !e.node_hints.is_empty();
-        this_node |= e.node_hints.contains(&node.name);
-        every_zone &= !e.zone_hints.is_empty();
-        this_zone |= e.zone_hints.contains(&node.zone);
+        every_node &= !e.node_hints().is_empty();
+        this_node |= e.node_hints().contains(&node.name);
+        every_zone &= !e.zone_hints().is_empty();
+        this_zone |= e.zone_hints().contains(&node.zone);
     }
     if every_node && this_node {
         Topology::Node
@@ -147,7 +147,7 @@ fn topology<A>(all: &[Candidate<'_, A>], node: &NodeFacts) -> Topology {
 fn available(e: &Endpoint, topology: &Topology, node: &NodeFacts) -> bool {
     match topology {
         Topology::Everywhere => true,
-        Topology::Node => e.node_hints.contains(&node.name),
-        Topology::Zone => e.zone_hints.contains(&node.zone),
+        Topology::Node => e.node_hints().contains(&node.name),
+        Topology::Zone => e.zone_hints().contains(&node.zone),
     }
 }

@@ -294,5 +294,5 @@ pub(crate) fn is_nearly_full(entries: usize, capacity: usize) -> bool {
 /// endpoints with a hostname.
 fn names_follow(slice: &EndpointSlice, services: &SourceMerge<Service>) -> bool {
     services.get(&slice.service).is_some_and(|service| service.headless)
-        || slice.endpoints.iter().any(|e| e.hostname.is_some())
+        || slice.endpoints.iter().any(|e| e.hostname().is_some())
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use berth_core::model::{EndpointSlice, Protocol, ServiceType, TrafficPolicy, conditions};
+use berth_core::model::{EndpointDetails, EndpointSlice, Protocol, ServiceType, TrafficPolicy, conditions};
 use berth_services::{Net, NodeFacts, WantedPort, compile};
 use flate2::read::GzDecoder;
 use serde_json::Value;
@@ -46,8 +46,11 @@ fn slice(number: usize, value: &Value) -> EndpointSlice {
         let (ready, serving, terminating) = conditions(e["r"].as_bool(), e["s"].as_bool(), e["t"].as_bool());
         let mut endpoint = support::endpoint(text(e, "a"), text(e, "n"));
         (endpoint.ready, endpoint.serving, endpoint.terminating) = (ready, serving, terminating);
-        (endpoint.zone_hints, endpoint.node_hints) = (words(&e["zh"]), words(&e["nh"]));
-        endpoint
+        endpoint.with(EndpointDetails {
+            zone_hints: words(&e["zh"]),
+            node_hints: words(&e["nh"]),
+            ..EndpointDetails::default()
+        })
     });
     let mut slice = support::slice(&format!("web-{number}"), "web", &ports, endpoints.collect());
     slice.v6 = value["v6"].as_bool().unwrap_or_default();

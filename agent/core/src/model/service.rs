@@ -145,7 +145,8 @@ impl ServicePort {
     }
 }
 
-/// One endpoint of a slice. Only its first address counts, as in kube-proxy.
+/// One endpoint of a slice. Only its first address counts, as in kube-proxy. A node keeps all endpoints of a cluster, so
+/// what few of them have is beside.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The endpoint's first address.
@@ -158,33 +159,47 @@ pub struct Endpoint {
     pub terminating: bool,
     /// `nodeName`.
     pub node: Option<Arc<str>>,
-    /// `zone`.
-    pub zone: Option<Arc<str>>,
+    /// What few endpoints have; `None` where it would be empty.
+    pub details: Option<Box<EndpointDetails>>,
+}
+
+/// What few endpoints have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct EndpointDetails {
     /// `hints.forZones`.
     pub zone_hints: Vec<Arc<str>>,
     /// `hints.forNodes`.
     pub node_hints: Vec<Arc<str>>,
     /// `hostname`, the endpoint's name below the name of a headless Service.
     pub hostname: Option<Arc<str>>,
-    /// `targetRef.name`, if the target is a Pod.
-    pub pod: Option<Arc<str>>,
 }
 
 impl Endpoint {
-    /// A ready endpoint of no node, zone and pod.
+    /// A ready endpoint of no node.
     pub fn new(address: IpAddr) -> Endpoint {
-        Endpoint {
-            address,
-            ready: true,
-            serving: true,
-            terminating: false,
-            node: None,
-            zone: None,
-            zone_hints: Vec::new(),
-            node_hints: Vec::new(),
-            hostname: None,
-            pod: None,
-        }
+        Endpoint { address, ready: true, serving: true, terminating: false, node: None, details: None }
+    }
+
+    /// The endpoint with these details.
+    #[must_use]
+    pub fn with(self, details: EndpointDetails) -> Endpoint {
+        let details = (details != EndpointDetails::default()).then(|| Box::new(details));
+        Endpoint { details, ..self }
+    }
+
+    /// `hints.forZones`.
+    pub fn zone_hints(&self) -> &[Arc<str>] {
+        self.details.as_ref().map_or(&[], |details| &details.zone_hints)
+    }
+
+    /// `hints.forNodes`.
+    pub fn node_hints(&self) -> &[Arc<str>] {
+        self.details.as_ref().map_or(&[], |details| &details.node_hints)
+    }
+
+    /// `hostname`, the endpoint's name below the name of a headless Service.
+    pub fn hostname(&self) -> Option<&str> {
+        self.details.as_ref()?.hostname.as_deref()
     }
 }
 

@@ -5,7 +5,9 @@ pub(crate) mod node;
 
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
-    model::{Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServicePort, ServiceType},
+    model::{
+        Endpoint, EndpointDetails, EndpointPort, EndpointSlice, Protocol, Service, ServicePort, ServiceType,
+    },
 };
 use berth_dns::{
     PodAddress, PodNames, Zone,
@@ -63,7 +65,8 @@ pub(crate) fn slice(
 
 pub(crate) fn endpoint(ip: &str, hostname: Option<&str>, ready: bool) -> Endpoint {
     let hostname = hostname.map(Into::into);
-    Endpoint { ready, serving: ready, hostname, ..Endpoint::new(ip.parse().unwrap()) }
+    let endpoint = Endpoint { ready, serving: ready, ..Endpoint::new(ip.parse().unwrap()) };
+    endpoint.with(EndpointDetails { hostname, ..EndpointDetails::default() })
 }
 
 /// One Service of each kind.

@@ -7,7 +7,8 @@
 use berth_core::{
     ids::{PodKey, PodName},
     model::{
-        Endpoint, EndpointPort, EndpointSlice, Pod, PortRef, Protocol, Service, ServicePort, ServiceType,
+        Endpoint, EndpointDetails, EndpointPort, EndpointSlice, Pod, PortRef, Protocol, Service, ServicePort,
+        ServiceType,
     },
     status::{Phase, PodStatus},
 };
@@ -65,7 +66,7 @@ type Ports = Vec<(Arc<str>, Protocol, u16)>;
 /// number in each pod.
 fn of_service(service: &Service, pods: &[&EndpointPod<'_>]) -> Vec<EndpointSlice> {
     let selected = pods.iter().filter(|p| selects(service, p.pod));
-    let mut slices: BTreeMap<(bool, Ports), Vec<Endpoint>> = BTreeMap::new();
+    let mut slices: BTreeMap<(bool, Ports), Vec<(&PodName, Endpoint)>> = BTreeMap::new();
     for pod in selected {
         let ports: Vec<_> = service
             .ports
@@ -78,11 +79,11 @@ fn of_service(service: &Service, pods: &[&EndpointPod<'_>]) -> Vec<EndpointSlice
         for v6 in families(service) {
             let Some(address) = pod.status.pod_ips.iter().find(|ip| ip.is_ipv6() == v6) else { continue };
             let key = (v6, ports.clone());
-            slices.entry(key).or_default().push(endpoint(service, pod, *address));
+            slices.entry(key).or_default().push((&pod.pod.key.name, endpoint(service, pod, *address)));
         }
     }
-    let slice = |((v6, ports), mut endpoints): ((bool, Ports), Vec<Endpoint>)| {
-        endpoints.sort_by(|a, b| (a.address, &a.pod).cmp(&(b.address, &b.pod)));
+    let slice = |((v6, ports), mut endpoints): ((bool, Ports), Vec<(&PodName, Endpoint)>)| {
+        endpoints.sort_by(|(a_pod, a), (b_pod, b)| (a.address, a_pod).cmp(&(b.address, b_pod)));
         Some(EndpointSlice {
             key: name(service, v6, &ports)?,
             service: service.key.clone(),
@@ -91,7 +92,7 @@ fn of_service(service: &Service, pods: &[&EndpointPod<'_>]) -> Vec<EndpointSlice
                 .into_iter()
                 .map(|(name, protocol, port)| EndpointPort { name, protocol, port })
                 .collect(),
-            endpoints,
+            endpoints: endpoints.into_iter().map(|(_, endpoint)| endpoint).collect(),
             triggered: None,
         })
     };
@@ -130,18 +131,16 @@ fn endpoint(service: &Service, pod: &EndpointPod<'_>, address: IpAddr) -> Endpoi
     let terminating = pod.status.terminating;
     let dns = &pod.pod.dns;
     let named = dns.subdomain.as_deref() == Some(service.key.name.as_str());
-    Endpoint {
+    let hostname = dns.hostname.as_deref().filter(|h| named && !h.is_empty()).map(Into::into);
+    let endpoint = Endpoint {
         address,
         ready: service.publish_not_ready || (serving && !terminating),
         serving,
         terminating,
         node: Some(pod.pod.node.as_str().into()),
-        zone: None,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
-        hostname: dns.hostname.as_deref().filter(|h| named && !h.is_empty()).map(Into::into),
-        pod: Some(pod.pod.key.name.as_str().into()),
-    }
+        details: None,
+    };
+    endpoint.with(EndpointDetails { hostname, ..EndpointDetails::default() })
 }
 
 /// The name of a slice: a function of Service, family and ports.

@@ -9,7 +9,7 @@ use super::{
 };
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
-    model::{Endpoint, EndpointPort, EndpointSlice, conditions},
+    model::{Endpoint, EndpointDetails, EndpointPort, EndpointSlice, conditions},
     time::Wall,
 };
 use k8s_openapi::{api::discovery::v1 as discovery, jiff::Timestamp};
@@ -87,17 +87,18 @@ fn endpoint(at: &FieldPath<'_>, e: &discovery::Endpoint, v6: bool) -> Result<End
     let hints = e.hints.as_ref();
     let zones = hints.and_then(|h| h.for_zones.as_deref()).unwrap_or_default();
     let nodes = hints.and_then(|h| h.for_nodes.as_deref()).unwrap_or_default();
-    let pod = e.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod"));
-    Ok(Endpoint {
+    let details = EndpointDetails {
+        zone_hints: zones.iter().map(|z| z.name.as_str().into()).collect(),
+        node_hints: nodes.iter().map(|n| n.name.as_str().into()).collect(),
+        hostname: e.hostname.as_deref().map(Into::into),
+    };
+    let endpoint = Endpoint {
         address,
         ready,
         serving,
         terminating,
         node: e.node_name.as_deref().map(Into::into),
-        zone: e.zone.as_deref().map(Into::into),
-        zone_hints: zones.iter().map(|z| z.name.as_str().into()).collect(),
-        node_hints: nodes.iter().map(|n| n.name.as_str().into()).collect(),
-        hostname: e.hostname.as_deref().map(Into::into),
-        pod: pod.and_then(|p| p.name.as_deref()).map(Into::into),
-    })
+        details: None,
+    };
+    Ok(endpoint.with(details))
 }

@@ -235,9 +235,9 @@ fn a_slice_is_read_with_kube_proxys_defaults() {
     assert_eq!((first.ready, first.serving, first.terminating), (false, true, true));
     assert_eq!((second.ready, second.serving, second.terminating), (true, true, false));
     assert_eq!(first.address.to_string(), "10.1.0.1", "only the first counts");
-    assert_eq!((first.node.as_deref(), first.zone.as_deref()), (Some("n1"), Some("z1")));
-    assert_eq!((first.zone_hints.len(), first.node_hints.len()), (1, 1));
-    assert_eq!((first.hostname.as_deref(), first.pod.as_deref()), (Some("db-0"), Some("web-0")));
+    assert_eq!((first.node.as_deref(), first.hostname()), (Some("n1"), Some("db-0")));
+    assert_eq!((first.zone_hints().len(), first.node_hints().len()), (1, 1));
+    assert_eq!(second.details, None);
 }
 
 #[test]
