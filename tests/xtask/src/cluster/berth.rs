@@ -76,6 +76,8 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build, how:
             ("runc", tools::find("runc")?.display().to_string()),
         ];
         args.push("--masquerade".to_owned());
+        // As the kubelet has it here: an image that a run brought cannot be pulled again, whatever the machine's disk.
+        args.push("--image-gc-high-threshold=100".to_owned());
         match how {
             Join::Token => {
                 args.push(format!("--bootstrap-kubeconfig={}", place.kubeconfig("bootstrap").display()));
