@@ -1,26 +1,24 @@
 //! `fsGroup` of a volume whose files exist already: group and permissions of all files, by descriptors. Containers may
-//! change the volume meanwhile: no link is followed, and no mount is crossed.
+//! change the volume meanwhile: no link is followed, and no mount is crossed. Large trees are walked by several threads
+//! ([`walk`]).
+
+mod walk;
 
 use crate::{Error, os};
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
+    path::DecInt,
 };
-use std::{
-    ffi::{CStr, CString},
-    io,
-    path::Path,
-};
+use std::{ffi::CStr, io, path::Path};
+use walk::Walk;
 
 /// Permissions that the group gets on files, and those that it gets on directories beside them
 /// (`pkg/volume/volume_linux.go`).
 const FILE: u32 = 0o660;
 const DIRECTORY: u32 = 0o110 | SETGID;
 const SETGID: u32 = 0o2000;
-
-/// The deepest directory that is entered. Each level holds a descriptor. What is deeper keeps its group.
-const DEEPEST: usize = 400;
 
 /// Files that did not get the group: a server that maps root to nobody, a file that is immutable. As in the kubelet they are
 /// told of and left as they are.
@@ -55,102 +53,81 @@ pub(crate) fn apply(root: impl AsFd, path: &Path, gid: u32, on_mismatch: bool) -
 }
 
 fn walk(root: impl AsFd, gid: u32, on_mismatch: bool) -> io::Result<Refused> {
-    let mut refused = Refused::default();
     let found = rustix::fs::fstat(&root)?;
     let wanted = FILE | DIRECTORY;
     if on_mismatch && found.st_gid == gid && found.st_mode & wanted == wanted {
-        return Ok(refused);
+        return Ok(Refused::default());
     }
     // The descriptor may be one that only names the directory.
     let root = os::open_dir_at(&root, c".")?;
+    let group = Group::new(gid)?;
     // The root goes last: as long as it is not changed the walk has not ended.
-    directory(&root, gid, &mut refused)?;
-    refused.note(change(&root, &found, gid));
+    let mut refused = Walk::new(&group).below(&root)?;
+    refused.note(group.change(&root, &found));
     Ok(refused)
 }
 
-/// A directory in progress: its descriptor, its state before, and the names still to do.
-struct Level {
-    fd: OwnedFd,
-    found: Stat,
-    names: Vec<CString>,
+/// The group that files get.
+struct Group {
+    gid: u32,
+    /// The directory of this process's descriptors.
+    descriptors: OwnedFd,
 }
 
-/// Changes all that is below a directory, children before their parents.
-fn directory(root: &OwnedFd, gid: u32, refused: &mut Refused) -> io::Result<()> {
-    let open = |fd: OwnedFd, found| io::Result::Ok(Level { names: os::entries(&fd)?, fd, found });
-    let mut levels = vec![open(root.try_clone()?, rustix::fs::fstat(root)?)?];
-    while let Some(level) = levels.last_mut() {
-        let Some(name) = level.names.pop() else {
-            let Some(done) = levels.pop() else { break };
-            // The caller changes the root.
-            if !levels.is_empty() {
-                refused.note(change(&done.fd, &done.found, gid));
-            }
-            continue;
+impl Group {
+    fn new(gid: u32) -> io::Result<Group> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Group { gid, descriptors: rustix::fs::open("/proc/self/fd", flags, Mode::empty())? })
+    }
+
+    /// Changes a file. Returns a directory to enter, which is not changed yet.
+    fn entry(&self, dir: &OwnedFd, name: &CStr) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV;
+        let fd = match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
+            // A mount point, also of the same file system: what is mounted there is not the volume's.
+            Err(Errno::XDEV) => return Ok(None),
+            other => other?,
         };
-        let entered = match entry(&level.fd, &name, gid) {
-            Ok(Some((_, _))) if levels.len() >= DEEPEST => {
-                Err(io::Error::other(format!("directories are nested deeper than {DEEPEST}")))
-            }
-            Ok(Some((fd, found))) => open(fd, found).map(|level| levels.push(level)),
-            Ok(None) => Ok(()),
-            // A container removed it meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        };
-        refused.note(entered);
+        let found = rustix::fs::fstat(&fd)?;
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::Directory => Ok(Some(os::open_dir_at(&fd, c".")?)),
+            FileType::Symlink => self.own(&fd, &found).map(|()| None),
+            _ => self.change(&fd, &found).map(|()| None),
+        }
     }
-    Ok(())
-}
 
-/// Changes a file. Returns a directory to enter.
-fn entry(dir: &OwnedFd, name: &CStr, gid: u32) -> io::Result<Option<(OwnedFd, Stat)>> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV;
-    let fd = match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
-        // A mount point, also of the same file system: what is mounted there is not the volume's.
-        Err(Errno::XDEV) => return Ok(None),
-        other => other?,
-    };
-    let found = rustix::fs::fstat(&fd)?;
-    match FileType::from_raw_mode(found.st_mode) {
-        FileType::Directory => Ok(Some((os::open_dir_at(&fd, c".")?, found))),
-        FileType::Symlink => own(&fd, &found, gid).map(|()| None),
-        _ => change(&fd, &found, gid).map(|()| None),
+    fn own(&self, fd: &OwnedFd, found: &Stat) -> io::Result<()> {
+        if found.st_gid == self.gid {
+            return Ok(());
+        }
+        Ok(rustix::fs::chownat(fd, c"", None, Some(Gid::from_raw(self.gid)), AtFlags::EMPTY_PATH)?)
     }
-}
 
-fn own(fd: &OwnedFd, found: &Stat, gid: u32) -> io::Result<()> {
-    if found.st_gid == gid {
-        return Ok(());
-    }
-    Ok(rustix::fs::chownat(fd, c"", None, Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?)
-}
-
-/// Changes group and permissions where they differ. A change of the group may take away a set-group-ID bit, so the
-/// permissions come second.
-fn change(fd: &OwnedFd, found: &Stat, gid: u32) -> io::Result<()> {
-    own(fd, found, gid)?;
-    let mut wanted = found.st_mode & 0o7777 | FILE;
-    if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
-        wanted |= DIRECTORY;
-    }
-    if wanted == found.st_mode & 0o7777 {
-        return Ok(());
-    }
-    // A descriptor that only names a file has no fchmod(2); this path names that very file.
-    let path = format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(fd));
-    match rustix::fs::chmod(path, Mode::from_raw_mode(wanted)) {
-        // A file on a read-only part, or of a kind without permissions.
-        Err(Errno::NOTSUP) => Ok(()),
-        other => Ok(other?),
+    /// Changes group and permissions where they differ. A change of the group may take away a set-group-ID bit, so the
+    /// permissions come second.
+    fn change(&self, fd: &OwnedFd, found: &Stat) -> io::Result<()> {
+        self.own(fd, found)?;
+        let mut wanted = found.st_mode & 0o7777 | FILE;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+            wanted |= DIRECTORY;
+        }
+        if wanted == found.st_mode & 0o7777 {
+            return Ok(());
+        }
+        // A descriptor that only names a file has no fchmod(2); this path names that very file.
+        let path = DecInt::from_fd(fd);
+        match rustix::fs::chmodat(&self.descriptors, path, Mode::from_raw_mode(wanted), AtFlags::empty()) {
+            // A file on a read-only part, or of a kind without permissions.
+            Err(Errno::NOTSUP) => Ok(()),
+            other => Ok(other?),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{walk::DEEPEST, *};
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 
     fn state(path: &Path) -> (u32, u32) {
