@@ -175,11 +175,18 @@ pub trait DatapathBackend {
     type Maps: NodeTables;
 
     /// Opens the tables. Tables of another build are used where they have the same layout. Where there are no
-    /// programs, they are loaded, which takes most of a second.
+    /// programs, they are loaded; those of sockets are waited for.
     ///
     /// # Errors
     /// There is no BPF file system, or the kernel rejects the programs.
     fn open(&mut self) -> Result<Self::Maps, Cause>;
+
+    /// Whether the programs for packets are no longer being loaded. Until then no device can get any, and
+    /// [`attach_hooks`](DatapathBackend::attach_hooks) attaches those of sockets.
+    ///
+    /// # Errors
+    /// The kernel has rejected them: the tables must be opened again.
+    fn has_packet_programs(&mut self) -> Result<bool, Cause>;
 
     /// Whether the programs and tables that were opened are pinned no more, so that nothing runs by them any longer and they
     /// must be opened again. Reads one pin.
@@ -188,8 +195,8 @@ pub trait DatapathBackend {
     /// Shortcomings of a data plane that works, one line each. Reads some tables.
     fn shortcomings(&mut self, maps: &Self::Maps) -> Vec<String>;
 
-    /// Attaches this build's programs to the hooks. The call may block as long as
-    /// [`open`](DatapathBackend::open). After a success a further call does nothing, except that with `look`
+    /// Attaches this build's programs to the hooks. The call may block until all are loaded, where tables of another
+    /// build were opened. After a success a further call does nothing, except that with `look`
     /// it checks that all programs are still attached.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Linux data path: the loader's programs and maps, devices, and the networks of pods on this machine.
 //!
-//! Each call blocks for microseconds, with three exceptions: loading takes up to its deadline, an attachment
+//! Each call blocks for microseconds, with three exceptions: loading takes up to its deadline (mostly only the programs of
+//! sockets are waited for, and the others are loaded meanwhile), an attachment
 //! to a device waits for an RCU grace period (several devices at a time), and ending sockets takes time in
 //! proportion to their number.
 
@@ -15,7 +16,7 @@ use crate::{
 use berth_core::{ids::PodUid, roots::Roots};
 use berth_ebpf_abi::{Config, Prefix, V4, V6};
 use berth_ebpf_loader::{
-    self as loader, Access, Datapath, DeviceRole, Pins, Place, Prepared, Sizes, StalePeer,
+    self as loader, Access, Datapath, DeviceRole, Loading, Pins, Place, Sizes, StalePeer,
 };
 pub use devices::{DeviceEvents, read_network};
 pub use pod_networks::{KubeletPods, PodNetworks};
@@ -123,6 +124,15 @@ enum Missing {
     PodNetwork,
 }
 
+/// Hooks with this build's programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hooks {
+    None,
+    /// Those of sockets.
+    Sockets,
+    All,
+}
+
 /// The data path of this machine's kernel. `H` returns the node's present addresses and uplinks and must be
 /// cheap.
 #[derive(Debug)]
@@ -133,10 +143,13 @@ pub struct LinuxDatapath<H> {
     /// The last returned host network.
     last_host: Option<Arc<HostNetwork>>,
     /// Deadline of the next load.
-    loading: Duration,
-    /// Whether this build's programs are pinned.
+    deadline: Duration,
+    /// The load whose programs for packets are not pinned yet. Those of sockets are.
+    loading: Option<Loading>,
+    /// Whether all of this build's programs are pinned.
     prepared: bool,
-    attached: bool,
+    /// The hooks that are attached.
+    attached: Hooks,
     /// Whether the log already says that the Services of sockets cannot be read.
     blind: bool,
 }
@@ -145,15 +158,15 @@ impl<H: FnMut() -> Arc<HostNetwork>> LinuxDatapath<H> {
     /// New data path. The kernel is not changed yet.
     pub fn new(cfg: LinuxDatapathConfig, host: H) -> LinuxDatapath<H> {
         let pins = Pins::new(&cfg.roots.bpf_pins);
-        let loading = LOADING;
         LinuxDatapath {
             cfg,
             pins,
             host,
             last_host: None,
-            loading,
+            deadline: LOADING,
+            loading: None,
             prepared: false,
-            attached: false,
+            attached: Hooks::None,
             blind: false,
         }
     }
@@ -171,25 +184,40 @@ impl<H: FnMut() -> Arc<HostNetwork>> LinuxDatapath<H> {
         Datapath::open(&self.pins, Access::Write).ok()
     }
 
-    fn prepare(&mut self) -> Result<(), Cause> {
-        match loader::prepare(&self.pins, &self.cfg.exe, &self.cfg.sizes, self.loading) {
-            Ok(Prepared::Loaded) => tracing::info!("programs of the Service data plane loaded"),
-            Ok(Prepared::Adopted) => {}
-            Err(error) => {
-                if let loader::Error::ChildDeadline(deadline) = error {
-                    self.loading = longer(deadline);
-                    let next = self.loading;
-                    tracing::warn!(
-                        ?deadline,
-                        ?next,
-                        "loading the eBPF programs takes long; the next try may take longer"
-                    );
-                }
-                return Err(error.into());
+    /// Loads this build's programs as far as sockets need them.
+    fn begin(&mut self) -> Result<(), Cause> {
+        self.loading = None;
+        match loader::begin(&self.pins, &self.cfg.exe, &self.cfg.sizes, self.deadline)? {
+            None => self.prepared = true,
+            Some(mut loading) => {
+                loading.wait_for_sockets().map_err(|error| self.refused(error))?;
+                self.loading = Some(loading);
             }
         }
-        self.prepared = true;
         Ok(())
+    }
+
+    /// Waits for the rest of the programs.
+    fn finish(&mut self) -> Result<(), Cause> {
+        if let Some(mut loading) = self.loading.take() {
+            loading.finish().map_err(|error| self.refused(error))?;
+            tracing::info!("programs of the Service data plane loaded");
+            self.prepared = true;
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, error: loader::Error) -> Cause {
+        if let loader::Error::ChildDeadline(deadline) = error {
+            self.deadline = longer(deadline);
+            let next = self.deadline;
+            tracing::warn!(
+                ?deadline,
+                ?next,
+                "loading the eBPF programs takes long; the next try may take longer"
+            );
+        }
+        error.into()
     }
 
     fn net(&self, pod: &PodUid) -> Result<PathBuf, Missing> {
@@ -202,12 +230,22 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
 
     fn open(&mut self) -> Result<Datapath, Cause> {
         loader::ensure_bpffs(&self.pins)?;
-        (self.attached, self.prepared) = (false, false);
+        (self.attached, self.prepared, self.loading) = (Hooks::None, false, None);
         if let Some(maps) = self.earlier() {
             return Ok(maps);
         }
-        self.prepare()?;
+        self.begin()?;
         Ok(Datapath::open(&self.pins, Access::Write)?)
+    }
+
+    fn has_packet_programs(&mut self) -> Result<bool, Cause> {
+        if let Some(loading) = &mut self.loading {
+            if !loading.is_over()? {
+                return Ok(false);
+            }
+            self.finish()?;
+        }
+        Ok(true)
     }
 
     fn is_lost(&self) -> bool {
@@ -235,18 +273,29 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
     }
 
     fn attach_hooks(&mut self, look: bool) -> Result<(), Cause> {
-        if !self.prepared {
-            self.prepare()?;
+        if !self.prepared && self.loading.is_none() {
+            self.begin()?;
+            self.finish()?;
         }
-        if !self.attached || look {
-            let cgroup = self.cfg.cgroup.as_deref().ok_or(Missing::Cgroup)?;
+        let cgroup = || self.cfg.cgroup.as_deref().ok_or(Missing::Cgroup);
+        if self.loading.is_some() {
+            if self.attached == Hooks::None {
+                let attached = loader::attach_sockets(&self.pins, cgroup()?)?;
+                tracing::info!(
+                    ?attached,
+                    "Services are answered at sockets; programs for packets are loaded"
+                );
+                self.attached = Hooks::Sockets;
+            }
+        } else if self.attached != Hooks::All || look {
+            let cgroup = cgroup()?;
             let attached = loader::attach(&self.pins, cgroup)?;
-            if !self.attached {
+            if self.attached != Hooks::All {
                 tracing::info!(?attached, cgroup = %cgroup.display(), "Services are answered");
             } else if attached.made > 0 || attached.swapped > 0 {
                 tracing::warn!(?attached, cgroup = %cgroup.display(), "hooks were missing and are attached again");
             }
-            self.attached = true;
+            self.attached = Hooks::All;
         }
         Ok(())
     }

@@ -46,13 +46,7 @@ pub struct Attached {
 /// No program is pinned, the cgroup is missing, or the kernel refuses. Links that were not reached keep their
 /// program.
 pub fn attach(pins: &Pins, cgroup: &Path) -> Result<Attached> {
-    let dir = File::open(cgroup).map_err(failed("open", cgroup))?;
-    // The kernel's id of a cgroup is the inode number of its directory.
-    let id = dir.metadata().map_err(failed("examine", cgroup))?.ino();
-    let mut attached = Attached::default();
-    for hook in SocketHook::ALL {
-        attach_hook(pins, hook, dir.as_fd(), id, &mut attached)?;
-    }
+    let mut attached = attach_sockets(pins, cgroup)?;
     for (name, path) in list(&pins.links())? {
         if SocketHook::ALL.iter().any(|hook| hook.name() == name) {
             continue;
@@ -73,6 +67,21 @@ pub fn attach(pins: &Pins, cgroup: &Path) -> Result<Attached> {
         }
     }
     attached.retired = pins.remove_other_schemas()?;
+    Ok(attached)
+}
+
+/// Attaches the socket hooks alone: the other programs may not be loaded yet.
+///
+/// # Errors
+/// As for [`attach`].
+pub fn attach_sockets(pins: &Pins, cgroup: &Path) -> Result<Attached> {
+    let dir = File::open(cgroup).map_err(failed("open", cgroup))?;
+    // The kernel's id of a cgroup is the inode number of its directory.
+    let id = dir.metadata().map_err(failed("examine", cgroup))?.ino();
+    let mut attached = Attached::default();
+    for hook in SocketHook::ALL {
+        attach_hook(pins, hook, dir.as_fd(), id, &mut attached)?;
+    }
     Ok(attached)
 }
 

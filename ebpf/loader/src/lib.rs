@@ -16,7 +16,8 @@
 //! The agent calls [`prepare`] first (maps and programs; work that is needed runs in a child process), then
 //! fills the maps of [`Datapath::open`], then calls [`attach`] (hooks and devices switch to the prepared
 //! programs; other schemas are removed) and [`attach_device`] for each device. No program is attached before
-//! the tables are full, and no program is swapped before its successor is pinned.
+//! the tables are full, and no program is swapped before its successor is pinned. With [`begin`] the hooks of
+//! sockets are attached ([`attach_sockets`]) while the programs for packets are still loaded.
 //!
 //! No task and no lock outlives a call, except the loading child's lock on the pin directory. Calls block for
 //! microseconds, with these exceptions: [`prepare`] blocks up to its deadline; [`attach_device`] of a device
@@ -52,10 +53,11 @@ mod sockets;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod verify;
 
-pub use attach::{Attached, attach, detach};
+pub use attach::{Attached, attach, attach_sockets, detach};
 pub use bpffs::ensure_bpffs;
-pub use child::{Prepared, ROLE, child_main, prepare};
+pub use child::{Loading, Prepared, ROLE, begin, child_main, prepare};
 pub use datapath::{Access, Datapath};
 pub use device::{DeviceLink, DeviceRole, Place, attach_device, detach_device, device_link, devices};
 pub use error::{Error, Result};

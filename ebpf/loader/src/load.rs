@@ -6,12 +6,15 @@ use crate::{
     pins::{failed, list, lock, pin_over, remove},
     records, sizes,
     sys::{MapInfo, info, obj_get},
+    verify::load_all,
 };
-use aya::{
-    EbpfLoader,
-    programs::{Program, ProgramError},
+use aya::{Ebpf, EbpfLoader, programs::Program};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    time::Duration,
 };
-use std::{io, os::fd::AsFd, time::Duration};
 
 /// Longest wait for another load of the same pins.
 const OTHERS: Duration = Duration::from_secs(60);
@@ -27,6 +30,8 @@ pub enum Step {
     Maps,
     /// One more program is loaded and pinned.
     Program,
+    /// All programs of socket hooks are pinned. The packet programs follow, whose check takes most of a load's time.
+    Sockets,
     /// Programs that the object no longer has are removed.
     Swept,
     /// The iterators over socket storage are pinned, or the reason for their absence is.
@@ -75,38 +80,55 @@ pub(crate) fn load_maps(
     pins.forget_digest()?;
     at(Step::Begun);
     let mut loader = EbpfLoader::new();
+    // No program refers to the kernel's types, some 20 MB.
+    loader.btf(None);
     for map in &contents.maps {
         loader.map_pin_path(&map.name, pins.maps().join(&map.name));
         loader.map_max_entries(&map.name, map.max_entries);
     }
     let mut loaded = loader.load(object).map_err(Box::new)?;
     at(Step::Maps);
-    for name in &contents.programs {
-        let missing = || Error::NoProgram { program: name.clone() };
-        let refused = |source: ProgramError| Error::Verify { program: name.clone(), source: source.into() };
-        let program = loaded.program_mut(name).ok_or_else(missing)?;
-        match program {
-            Program::CgroupSockAddr(program) => program.load().map_err(refused)?,
-            Program::SchedClassifier(program) => program.load().map_err(refused)?,
-            _ => return Err(missing()),
-        }
-        pin_over(program.fd().map_err(refused)?.as_fd(), &pins.programs().join(name))?;
+    let [sockets, packets] = programs(&mut loaded, &contents.programs)?;
+    let pin = |name: &str, program: BorrowedFd<'_>| pin_over(program, &pins.programs().join(name));
+    load_all(sockets, |name, program| {
+        pin(name, program)?;
         at(Step::Program);
-    }
+        Ok(())
+    })?;
+    at(Step::Sockets);
+    load_all(packets, |name, program| {
+        pin(name, program)?;
+        at(Step::Program);
+        Ok(())
+    })?;
     for (name, path) in list(&pins.programs())? {
         if !contents.programs.contains(&name) {
             remove(&path)?;
         }
     }
     at(Step::Swept);
-    // The loader holds the kernel's types, some 20 MB, and the next step reads them again: not both at the
-    // same time.
-    drop(loader);
+    // The object's parts are needed no more, and the next step reads the kernel's types, some 20 MB.
+    drop((loaded, loader));
     records::pin_iterators(pins)?;
     at(Step::Iterators);
     pins.write_digest(&digest(object))?;
     at(Step::Done);
     Ok(())
+}
+
+type Programs<'l> = Vec<(String, &'l mut Program)>;
+
+/// The programs of these names: those of socket hooks, and those for packets.
+fn programs<'l>(loaded: &'l mut Ebpf, names: &[String]) -> Result<[Programs<'l>; 2]> {
+    let mut all: BTreeMap<String, &mut Program> =
+        loaded.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
+    let (mut sockets, mut packets) = (Vec::new(), Vec::new());
+    for name in names {
+        let program = all.remove(name).ok_or_else(|| Error::NoProgram { program: name.clone() })?;
+        let is_hook = matches!(program, Program::CgroupSockAddr(_));
+        if is_hook { &mut sockets } else { &mut packets }.push((name.clone(), program));
+    }
+    Ok([sockets, packets])
 }
 
 /// Whether all maps and programs of this object are pinned already.

@@ -25,6 +25,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 const COLLECT: Duration = Duration::from_secs(30);
 const COLLECT_SELDOM: Duration = Duration::from_secs(120);
 
+/// Time until the programs for packets are asked for again while they are loaded.
+const LOADED: Duration = Duration::from_millis(20);
+
 /// Failed part of a round.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -179,6 +182,7 @@ impl<K: DatapathBackend> Datapath<K> {
         if now >= self.reconcile_at && self.maps.is_some() && self.kernel.is_lost() {
             tracing::error!("the programs and tables of Services are pinned no more: they are made again");
             self.begin_again(reconciler);
+            self.retry = None;
         }
         let mut due = Due::new();
         let failures = match self.maps.take() {
@@ -201,7 +205,6 @@ impl<K: DatapathBackend> Datapath<K> {
     /// Takes nothing in the kernel for granted any more.
     fn begin_again(&mut self, reconciler: &mut TableReconciler) {
         self.maps = None;
-        self.retry = None;
         self.tables_again = None;
         self.hooked = false;
         self.node_behind = true;
@@ -236,7 +239,7 @@ impl<K: DatapathBackend> Datapath<K> {
 
     /// Runs the parts of a round with open maps. Tables are written before the hooks are attached, so that
     /// the first program finds all entries. A pod's device is attached before the pod's endpoint is
-    /// published.
+    /// published; only while the programs for packets are still loaded, sockets are answered without them.
     fn with(
         &mut self,
         mut maps: K::Maps,
@@ -252,6 +255,14 @@ impl<K: DatapathBackend> Datapath<K> {
             self.pods.all_changed(seen);
             self.links_behind = true;
         }
+        let all_loaded = match self.kernel.has_packet_programs() {
+            Ok(all_loaded) => all_loaded,
+            // The tables are opened again when a retry is due.
+            Err(cause) => {
+                self.begin_again(reconciler);
+                return vec![Failure::Open(cause)];
+            }
+        };
         failures.extend(self.keep_node(&mut maps).err().map(Failure::Node));
         failures.extend(self.pods.keep(&self.kernel, &mut maps, seen).err().map(Failure::Pods));
         if slow_net {
@@ -260,14 +271,21 @@ impl<K: DatapathBackend> Datapath<K> {
         }
         due.push(self.reconcile_at);
         self.read_links(&mut failures);
-        let ready = |uid: &PodUid| seen.get(uid).is_some_and(|pod| pod.status.is_ready());
-        let first = self.links.missing(self.pods.devices_of(ready).map(|index| (index, DeviceRole::Pod)));
-        self.attach(first, &mut failures);
+        if all_loaded {
+            let ready = |uid: &PodUid| seen.get(uid).is_some_and(|pod| pod.status.is_ready());
+            let first = self.links.missing(self.pods.devices_of(ready).map(|index| (index, DeviceRole::Pod)));
+            self.attach(first, &mut failures);
+        }
         self.keep_tables(&mut maps, reconciler, now, due, &mut failures);
-        self.end_sockets(seen);
         let hooks = self.kernel.attach_hooks(slow_net);
-        self.hooked = hooks.is_ok();
+        self.hooked = all_loaded && hooks.is_ok();
         failures.extend(hooks.err().map(Failure::Hooks));
+        if !all_loaded {
+            due.push(now + LOADED);
+            self.maps = Some(maps);
+            return failures;
+        }
+        self.end_sockets(seen);
         due.extend(self.devices(now, &mut failures));
         if now >= self.collect_at {
             let collected = self.kernel.collect_flows(&maps);

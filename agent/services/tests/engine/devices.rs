@@ -76,3 +76,46 @@ fn a_pair_of_devices_that_is_made_anew_is_found_without_being_told() {
             && state.pod_devices.keys().copied().eq([101])
     });
 }
+
+#[test]
+fn sockets_are_answered_while_the_programs_for_packets_are_loaded() {
+    let world = listed();
+    {
+        let mut state = world.state();
+        state.services = Arc::new(vec![web("a", "10.96.0.1")]);
+        state.pods.insert(uid("p"), Some(pod("p", "a", "10.2.0.1")));
+        state.networks.insert(uid("p"), network(1, 100));
+        state.loading = true;
+    }
+    let mut engine = engine(&world);
+    let due = engine.round().unwrap();
+    {
+        let mut state = world.state();
+        assert!(state.hooked > 0 && state.frontends.contains_key(&(ip("10.96.0.1"), 80)));
+        assert!(state.attached.is_empty(), "a device gets all of its programs or none");
+        assert!(!state.health.hooked, "not all is answered yet");
+        assert_eq!(state.health.failures, [""; 0]);
+        assert!(due < Duration::from_millis(100), "{due:?}");
+        state.loading = false;
+    }
+    engine.round();
+    let state = world.state();
+    assert_eq!(state.attached.keys().copied().collect::<Vec<_>>(), [100]);
+    assert!(state.health.hooked);
+}
+
+#[test]
+fn programs_for_packets_that_the_kernel_refuses_are_loaded_again() {
+    let world = listed();
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1")]);
+    world.state().loading = true;
+    let mut engine = engine(&world);
+    engine.round();
+    world.state().refuse_packet_programs = true;
+    engine.round();
+    assert_eq!(world.state().health.failures, ["cannot open the tables of Services: refused"]);
+    world.state().refuse_packet_programs = false;
+    world.state().loading = false;
+    rounds(&mut engine, &world, |w| w.state().health.hooked);
+    assert_eq!(world.state().opened, 2);
+}

@@ -56,6 +56,9 @@ pub(crate) struct State {
     /// Whether the pins are gone.
     pub(crate) lost: bool,
     pub(crate) refuse_hooks: bool,
+    /// Whether the programs for packets are still being loaded.
+    pub(crate) loading: bool,
+    pub(crate) refuse_packet_programs: bool,
     pub(crate) shortcomings: Vec<String>,
     pub(crate) spoil: Spoil,
     // Effects of the engine.

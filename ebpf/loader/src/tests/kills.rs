@@ -6,7 +6,7 @@ use super::{
     other_build, sockets,
     trace::{Traced, wait_for_tracer},
 };
-use crate::{Access, Datapath, OBJECT, Pins, attach, digest, load};
+use crate::{Access, Datapath, OBJECT, Pins, Step, attach, digest, load};
 use berth_ebpf_abi::{Client, SCHEMA};
 use nix::sys::signal::{Signal, raise};
 use std::{
@@ -44,7 +44,12 @@ fn play() -> bool {
     let cgroup = env::var("CGROUP").unwrap();
     let (role, at) = role.split_once(':').unwrap_or((&role, ""));
     match role {
-        "load" => load(&pins, OBJECT, |_| {}).unwrap(),
+        "load" => load(&pins, OBJECT, |step| {
+            if step == Step::Sockets {
+                println!("sockets");
+            }
+        })
+        .unwrap(),
         // Loads the other build and dies at a step.
         "die" => {
             let mut left: usize = at.parse().unwrap();

@@ -3,7 +3,7 @@
 use super::{Cgroup, Scratch, kills, other_build};
 use crate::{
     Access, Attached, Datapath, Error, OBJECT, Pins, Prepared, Sizes, SocketHook, SocketRecords, attach,
-    detach, digest, load, load_sized,
+    attach_sockets, begin, detach, digest, load, load_sized,
     object::Contents,
     pins::{list, make_dir, pin_over},
     prepare,
@@ -239,4 +239,41 @@ fn the_child_loads_and_its_failure_and_its_silence_are_told() {
         prepare(&pins, Path::new("/nowhere"), &Sizes::default(), PATIENCE).unwrap(),
         Prepared::Adopted
     );
+}
+
+#[test]
+fn sockets_can_be_served_while_the_child_loads_the_rest() {
+    let (scratch, cgroup) = (Scratch::new(), Cgroup::new());
+    let pins = scratch.pins();
+    let loading = script(&scratch, &kills::as_role("load", &pins, None));
+    let mut loading = begin(&pins, &loading, &Sizes::default(), PATIENCE).unwrap().unwrap();
+    loading.wait_for_sockets().unwrap();
+    Datapath::open(&pins, Access::Write).unwrap().service4.put(&KEY, &service()).unwrap();
+    assert_eq!(attach_sockets(&pins, cgroup.path()).unwrap(), Attached { made: 8, ..Attached::default() });
+    loading.finish().unwrap();
+    assert!(loading.is_over().unwrap());
+    assert_eq!(attach(&pins, cgroup.path()).unwrap(), Attached { kept: 8, ..Attached::default() });
+    assert_whole(&pins, OBJECT);
+    assert!(begin(&pins, Path::new("/nowhere"), &Sizes::default(), PATIENCE).unwrap().is_none());
+}
+
+#[test]
+fn a_child_that_fails_or_hangs_after_the_programs_of_sockets_is_told() {
+    let scratch = Scratch::new();
+    let pins = scratch.pins();
+    let start = |text: &str, patience| {
+        let mut loading =
+            begin(&pins, &script(&scratch, text), &Sizes::default(), patience).unwrap().unwrap();
+        loading.wait_for_sockets().unwrap();
+        loading
+    };
+    let failed = start("echo sockets; echo refused >&2; exit 3", PATIENCE).finish().unwrap_err();
+    assert!(matches!(&failed, Error::ChildFailed { message, .. } if message == "refused"), "{failed}");
+    let mut hanging = start("echo sockets; exec sleep 600", Duration::from_secs(1));
+    assert!(!hanging.is_over().unwrap());
+    let late = hanging.finish().unwrap_err();
+    assert!(matches!(late, Error::ChildDeadline(_)), "{late}");
+    let mut silent = begin(&pins, &script(&scratch, "exit 4"), &Sizes::default(), PATIENCE).unwrap().unwrap();
+    let failed = silent.wait_for_sockets().unwrap_err();
+    assert!(matches!(failed, Error::ChildFailed { .. }), "{failed}");
 }

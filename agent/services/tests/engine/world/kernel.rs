@@ -37,6 +37,14 @@ impl DatapathBackend for FakeKernel {
         Ok(FakeMaps::new(&self.world))
     }
 
+    fn has_packet_programs(&mut self) -> Result<bool, Cause> {
+        let state = self.world.state();
+        if state.refuse_packet_programs {
+            return Err("refused".into());
+        }
+        Ok(!state.loading)
+    }
+
     fn is_lost(&self) -> bool {
         self.world.state().lost
     }
