@@ -60,6 +60,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The size of the pages of a volume of huge pages is not known.
+    #[error("{reason}")]
+    HugePages {
+        /// The volume.
+        volume: VolumeName,
+        /// What the pod requests, or does not.
+        reason: String,
+    },
     /// A directory of an NFS server cannot be mounted.
     #[error("cannot mount {source_name}: {reason}")]
     Nfs {
@@ -384,6 +392,7 @@ impl Error {
             | Error::GivenUp { volume, .. }
             | Error::Claim { volume, .. }
             | Error::LocalPath { volume, .. }
+            | Error::HugePages { volume, .. }
             | Error::MissingObject { volume, .. }
             | Error::UnknownObject { volume, .. }
             | Error::MissingKey { volume, .. }

@@ -36,6 +36,7 @@ mod files;
 mod fs_group;
 mod hostname;
 mod hosts;
+mod huge_pages;
 mod image_volumes;
 mod inputs;
 mod kinds;

@@ -85,6 +85,12 @@ pub(crate) fn mount_swapless_tmpfs(target: &Path, options: &str) -> io::Result<(
     }
 }
 
+/// Mounts a file system of huge pages with options as in `mount -o`.
+pub(crate) fn mount_huge_pages(target: &Path, options: &str) -> io::Result<()> {
+    let data = CString::new(options)?;
+    Ok(rustix::mount::mount("hugetlbfs", target, "hugetlbfs", MountFlags::empty(), data.as_c_str())?)
+}
+
 /// The names in an open directory, without `.` and `..`.
 pub(crate) fn entries(dir: impl AsFd) -> io::Result<Vec<CString>> {
     let mut out = Vec::new();

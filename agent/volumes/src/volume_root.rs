@@ -1,10 +1,14 @@
-//! The root directory of a volume: on disk, or a tmpfs.
+//! The root directory of a volume: on disk, a tmpfs, or huge pages.
 
 use crate::{Error, PodFacts, layout::NODE_DIR, os, tmpfs_size::tmpfs_size};
 use berth_core::{model::Pod, quantity::Quantity};
 use berth_sys::failpoint::step;
 use rustix::fs::Mode;
-use std::{io, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+};
 
 /// Mode of a root on disk: every user of the pod may use the volume.
 const ROOT: u32 = 0o777;
@@ -53,14 +57,51 @@ pub(crate) fn tmpfs(
     if os::sys(berth_sys::mount::is_mount_point(dir)).map_err(Error::io("examine", dir))? {
         return Ok(());
     }
-    let gid = pod.security.fs_group;
-    let mut options = format!("mode={:o}", TMPFS_ROOT | gid.map_or(0, |_| GROUP_ROOT));
-    if let Some(gid) = gid {
-        options.push_str(&format!(",gid={gid}"));
-    }
+    let mut options = mode_and_group(pod);
     if let Some(size) = tmpfs_size(pod, facts, size_limit) {
         options.push_str(&format!(",size={size}"));
     }
     step("mount-tmpfs", || os::mount_swapless_tmpfs(dir, &options))
         .map_err(Error::io("mount a tmpfs at", dir))
+}
+
+/// Mounts a file system of huge pages as the root, unless one is mounted.
+pub(crate) fn huge_pages(
+    dir: &Path,
+    pod: &Pod,
+    page: u64,
+    size_limit: Option<&Quantity>,
+) -> Result<(), Error> {
+    os::make_dirs(dir, NODE_DIR).map_err(Error::io("create", dir))?;
+    if os::sys(berth_sys::mount::is_mount_point(dir)).map_err(Error::io("examine", dir))? {
+        return inherit_group(dir, pod);
+    }
+    let mut options = format!("pagesize={page},{}", mode_and_group(pod));
+    let limit = size_limit.and_then(|limit| u64::try_from(limit.units()).ok()).filter(|limit| *limit > 0);
+    if let Some(limit) = limit {
+        // The kernel takes whole pages.
+        options.push_str(&format!(",size={}", limit.div_ceil(page).saturating_mul(page)));
+    }
+    os::mount_huge_pages(dir, &options).map_err(Error::io("mount huge pages at", dir))?;
+    inherit_group(dir, pod)
+}
+
+/// Sets the set-group-ID bit of a root of huge pages, which no option of the mount does. Only of one that is as it was
+/// mounted: containers may have changed theirs since.
+fn inherit_group(dir: &Path, pod: &Pod) -> Result<(), Error> {
+    let found = fs::symlink_metadata(dir).map_err(Error::io("examine", dir))?;
+    let as_mounted = (TMPFS_ROOT | GROUP_ROOT) & 0o1777;
+    if pod.security.fs_group.is_none() || found.mode() & 0o7777 != as_mounted {
+        return Ok(());
+    }
+    let permissions = fs::Permissions::from_mode(TMPFS_ROOT | GROUP_ROOT);
+    fs::set_permissions(dir, permissions).map_err(Error::io("change the permissions of", dir))
+}
+
+/// The options of a root that is mounted.
+fn mode_and_group(pod: &Pod) -> String {
+    match pod.security.fs_group {
+        Some(gid) => format!("mode={:o},gid={gid}", TMPFS_ROOT | GROUP_ROOT),
+        None => format!("mode={TMPFS_ROOT:o}"),
+    }
 }

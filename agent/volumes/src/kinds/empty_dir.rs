@@ -1,7 +1,7 @@
-//! `emptyDir`: a directory on disk or a tmpfs that lives as long as its pod.
+//! `emptyDir`: a directory on disk, a tmpfs or huge pages that live as long as their pod.
 
 use super::{VolumePlugin, own_root};
-use crate::{Error, inputs::VolumeInputs, volume_root};
+use crate::{Error, huge_pages::page_size, inputs::VolumeInputs, volume_root};
 use berth_core::{ids::VolumeName, model::Medium, quantity::Quantity};
 use std::path::{Path, PathBuf};
 
@@ -21,9 +21,9 @@ impl VolumePlugin for EmptyDir<'_> {
             Medium::Disk => volume_root::on_disk(root, inputs.pod.security.fs_group),
             Medium::Memory => volume_root::tmpfs(root, inputs.pod, inputs.facts, self.size_limit),
             Medium::HugePages(size) => {
-                let size = size.as_deref().map(|s| format!("-{s}")).unwrap_or_default();
-                let kind = format!("emptyDir with medium HugePages{size}");
-                Err(Error::NotYet { volume: inputs.volume.name.clone(), kind })
+                let page = page_size(inputs.pod, size.as_deref())
+                    .map_err(|reason| Error::HugePages { volume: inputs.volume.name.clone(), reason })?;
+                volume_root::huge_pages(root, inputs.pod, page, self.size_limit)
             }
         }
     }

@@ -109,24 +109,50 @@ fn a_memory_volume_is_a_tmpfs_of_the_least_limit() {
 }
 
 #[test]
+fn a_volume_of_huge_pages_has_the_page_size_that_the_pod_requests_and_its_limit() {
+    let node = Node::new();
+    let huge = |size: &str, limit: Option<&str>| VolumeSource::EmptyDir {
+        medium: Medium::HugePages(Some(size.into())),
+        size_limit: limit.map(|limit| limit.parse().unwrap()),
+    };
+    let mut p =
+        pod_with(vec![volume("huge", huge("2Mi", Some("3Mi"))), volume("ok", empty_dir(Medium::Disk))]);
+    p.security.fs_group = Some(4321);
+    let e = node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap_err();
+    let text = "MountVolume.SetUp failed for volume \"huge\" : medium HugePages-2Mi: hugePages storage requested, but there is no resource request for huge pages";
+    assert_eq!(e.event().message, text);
+    assert!(node.volume_dir(&p, "ok").exists() && node.mounts().is_empty());
+    if !Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() {
+        println!("skip: this machine has no huge pages of 2 MiB");
+        return;
+    }
+    p.containers[0].resources.requests.insert("hugepages-2Mi".into(), "4Mi".parse().unwrap());
+    for _ in 0..2 {
+        node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap();
+        assert_eq!(node.mounts().len(), 1, "not mounted twice");
+    }
+    let dir = node.volume_dir(&p, "huge");
+    let found = rustix::fs::statfs(&dir).unwrap();
+    assert_eq!((found.f_bsize, found.f_blocks), (2 << 20, 2), "whole pages");
+    assert_eq!((mode(&dir), fs::metadata(&dir).unwrap().gid()), (0o3777, 4321));
+    // Pages of a size that the machine does not have.
+    let mut q = pod_with(vec![volume("odd", huge("3Mi", None))]);
+    q.uid = "uid-2".parse().unwrap();
+    q.containers[0].resources.requests.insert("hugepages-3Mi".into(), "3Mi".parse().unwrap());
+    let e = node.volumes.mount(&q, &facts(), &Objects::listed()).unwrap_err();
+    assert!(e.event().message.contains("cannot mount huge pages at"), "{e:?}");
+}
+
+#[test]
 fn a_volume_of_an_unsupported_kind_is_an_error_that_names_the_kind() {
     let node = Node::new();
-    let huge = VolumeSource::EmptyDir { medium: Medium::HugePages(Some("2Mi".into())), size_limit: None };
-    for (source, name) in [
-        (VolumeSource::NotYet { kind: "iscsi".into() }, "iscsi"),
-        (huge, "emptyDir with medium HugePages-2Mi"),
-    ] {
-        let p = pod_with(vec![volume("v", source), volume("ok", empty_dir(Medium::Disk))]);
-        let e = node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap_err();
-        assert!(matches!(&e, Error::NotYet { kind, .. } if kind == name), "{e:?}");
-        assert_eq!(
-            e.event().message,
-            format!(
-                "MountVolume.SetUp failed for volume \"v\" : volumes of kind {name} are not supported yet"
-            )
-        );
-        assert!(node.volume_dir(&p, "ok").exists(), "the others are set up");
-    }
+    let source = VolumeSource::NotYet { kind: "iscsi".into() };
+    let p = pod_with(vec![volume("v", source), volume("ok", empty_dir(Medium::Disk))]);
+    let e = node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap_err();
+    assert!(matches!(&e, Error::NotYet { kind, .. } if kind == "iscsi"), "{e:?}");
+    let text = "MountVolume.SetUp failed for volume \"v\" : volumes of kind iscsi are not supported yet";
+    assert_eq!(e.event().message, text);
+    assert!(node.volume_dir(&p, "ok").exists(), "the others are set up");
 }
 
 #[test]
