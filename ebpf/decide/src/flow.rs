@@ -46,7 +46,7 @@ use crate::{
 };
 use berth_ebpf_abi::{FragmentKey, FragmentPorts, LocalPod, ServiceKey, flow, frontend, local_pod, tag};
 use class::{Reclassified, find as find_flow, forget, reclass};
-use lifetime::is_stream;
+use lifetime::{is_closed, is_stream};
 use packet::is_reverse;
 
 /// Maximum age of a first fragment in seconds for later fragments of the datagram (`ipfrag_time`).
@@ -157,13 +157,14 @@ fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: PacketHook, ctx: &mut FlowCo
     let now_s = maps.now_s();
     let (proto, tcp_flags) = (ctx.packet.tuple.proto, ctx.packet.tcp_flags);
     let mut flags = after(ctx.entry.flags, proto, tcp_flags);
-    let begins = proto == TCP && !reply && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    let begins = proto == TCP && tcp_flags & tcp::SYN != 0 && reply == (tcp_flags & tcp::ACK != 0);
     let moves = if ctx.entry.flags & flow::ASSURED != 0 {
         tcp_flags & (tcp::FIN | tcp::RST) != 0
     } else {
         !reply && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK
     };
-    if begins || moves || now_s != ctx.entry.seen_s {
+    let closes = flow::FIN_SERVER | flow::RESET;
+    if (begins && (!reply || ctx.entry.flags & closes != 0)) || moves || now_s != ctx.entry.seen_s {
         if !renew(maps, ctx, begins, now_s) {
             return false;
         }
@@ -204,13 +205,21 @@ fn after(flags: u32, proto: u8, tcp_flags: u8) -> u32 {
 /// Checks a flow whose last check was in another second, or whose packet starts a connection again. A missing
 /// entry of the other direction is restored, and the backend must still serve. Returns false after the
 /// entries of an invalid flow are removed.
+///
+/// A closed flow is invalid where its backend accepts a connection: the client's packet did not open it, or the
+/// flow would be a new one. So the stack has translated the client to the flow's source port, and the answer is
+/// the stack's.
 #[inline(always)]
 fn renew<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>, begins: bool, now_s: u32) -> bool {
     let reply = ctx.entry.flags & flow::REPLY != 0;
     let mut over = ctx.entry.flags & (flow::FIN_CLIENT | flow::RESET) != 0;
     ctx.back = reverse(&ctx.entry.to);
     let paired = if find_flow(maps, &ctx.back, &mut ctx.other) {
-        over |= ctx.other.flags & flow::RESET != 0;
+        over |= if reply {
+            is_closed(ctx.entry.flags | ctx.other.flags)
+        } else {
+            ctx.other.flags & flow::RESET != 0
+        };
         is_reverse(&ctx.other.to, &ctx.packet.tuple)
     } else {
         ctx.other = ctx.entry;

@@ -60,7 +60,8 @@ fn event(evictions: u32) -> impl Strategy<Value = Event> {
         8 => (0..4_u8, 0..6_u8, any::<bool>(), prop_oneof![Just(TCP), Just(UDP)], flags()).prop_map(
             |(client, port, node_port, proto, flags)| Event::Client { client, port, node_port, proto, flags }
         ),
-        6 => (any::<usize>(), flags()).prop_map(|(number, flags)| Event::Answer { number, flags }),
+        6 => (any::<usize>(), prop_oneof![4 => flags(), 1 => Just(tcp::SYN | tcp::ACK)])
+            .prop_map(|(number, flags)| Event::Answer { number, flags }),
         2 => prop_oneof![Just(1), Just(1), Just(15), Just(200), Just(100_000)].prop_map(Event::Pass),
         1 => prop::collection::vec(0..9_u8, 0..8).prop_map(Event::Backends),
         evictions => any::<usize>().prop_map(Event::Evict),
@@ -296,6 +297,44 @@ fn a_closed_connection_is_forgotten_in_time_and_a_living_one_is_not() {
     age(1);
     assert!(collect(&node.maps, &reverse(&to), &mut ctx), "closed, 121 s");
     assert_eq!(node.maps.flows.borrow().len(), 0, "both directions");
+}
+
+#[test]
+fn an_accepted_connection_of_the_stacks_is_not_taken_for_a_closed_one_with_the_same_ports() {
+    let both = |node: &Node, tuple: Tuple<V4>, to: Tuple<V4>, flags| {
+        node.send(PacketHook::Uplink, tuple, flags);
+        node.send(PacketHook::Pod, reverse(&to), flags);
+    };
+    for (closing, later_s) in
+        [(tcp::FIN | tcp::ACK, 0), (tcp::FIN | tcp::ACK, 5), (tcp::RST, 0), (tcp::RST, 5)]
+    {
+        let node = Node::new(config::REDIRECT);
+        let tuple = Tuple {
+            src: addr(9, 1),
+            dst: NODE,
+            src_port: 40_000_u16.to_be(),
+            dst_port: NODE_PORT,
+            proto: TCP,
+            pad: [0; 3],
+        };
+        let (_, to) = node.send(PacketHook::Uplink, tuple, tcp::SYN);
+        let accepted = || node.send(PacketHook::Pod, reverse(&to), tcp::SYN | tcp::ACK);
+        // An accepted connection, and one that is accepted again because the client's answer was lost.
+        for _ in 0..2 {
+            assert_eq!(accepted().1, reverse(&tuple));
+            node.maps.tables.now_s.set(node.maps.tables.now_s.get() + 1);
+        }
+        both(&node, tuple, to, tcp::ACK);
+        assert!(matches!(accepted().0, PacketVerdict::Translate(_)), "in use");
+        both(&node, tuple, to, closing);
+        node.maps.tables.now_s.set(node.maps.tables.now_s.get() + later_s);
+        assert_eq!(accepted().0, PacketVerdict::Pass, "{closing} {later_s}");
+        assert!(node.maps.flows.borrow().is_empty(), "nothing is left of the closed one");
+        // Dialled again through the programs, it is theirs.
+        let (_, to) = node.send(PacketHook::Uplink, tuple, tcp::SYN);
+        let answer = node.send(PacketHook::Pod, reverse(&to), tcp::SYN | tcp::ACK);
+        assert_eq!(answer.1, reverse(&tuple));
+    }
 }
 
 #[test]
